@@ -1,0 +1,3 @@
+//! The `balsa` binary: the command line comes with its own module.
+
+fn main() {}
