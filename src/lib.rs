@@ -20,6 +20,7 @@
 
 // The ground: numbers with a meaning, bounds, time, files.
 pub mod clock;
+pub mod disk;
 pub mod ids;
 pub mod limits;
 pub mod telemetry;
