@@ -24,3 +24,6 @@ pub mod disk;
 pub mod ids;
 pub mod limits;
 pub mod telemetry;
+
+// What is durable, what travels.
+pub mod journal;
