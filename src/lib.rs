@@ -26,4 +26,5 @@ pub mod limits;
 pub mod telemetry;
 
 // What is durable, what travels.
+pub mod batch;
 pub mod journal;
