@@ -1,0 +1,250 @@
+//! Writes what was appended: frames, seals, new segments.
+//!
+//! [`Segments::begin_flush`] collects all that is pending into a job that knows every position, so that a job which failed
+//! for want of room is simply repeated later: the same bytes go to the same places. A failed sync is never repeated.
+//!
+//! A seal (exact length, sync, index file) is always synced; the rest only when asked for.
+
+use super::index;
+use super::{Segment, Segments, SegmentsError};
+use crate::disk::{self, Disk, DiskFile, Lane, OpenMode};
+use crate::ids::LogIndex;
+use bytes::Bytes;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A segment file grows by as much as it holds, within these bounds: ahead of the frames, in zeros.
+const ALLOCATE_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 20);
+
+/// What is to be written to one file.
+struct Part {
+    first_index: LogIndex,
+    path: Arc<Path>,
+    handle: Option<Arc<dyn DiskFile>>,
+    /// The file does not exist yet: its header has not been written.
+    create: bool,
+    position: u64,
+    bytes: Vec<Bytes>,
+    /// Behind the last of `bytes`.
+    end: u64,
+    allocated: u64,
+    /// The index file's content, if the segment is to be sealed.
+    seal: Option<Bytes>,
+}
+
+/// Writes what was pending when it was made. One per group at a time.
+#[must_use = "a flush that is not run blocks all later ones"]
+pub struct FlushJob {
+    disk: Arc<dyn Disk>,
+    dir: Arc<Path>,
+    parts: Vec<Part>,
+    sync: bool,
+    sync_dir: bool,
+    through: LogIndex,
+    appended_bytes: u64,
+    life: u64,
+}
+
+/// What became of a flush; goes to [`Segments::finish_flush`].
+pub struct FlushDone {
+    parts: Vec<Part>,
+    sync: bool,
+    sync_dir: bool,
+    through: LogIndex,
+    appended_bytes: u64,
+    life: u64,
+    result: Result<(), SegmentsError>,
+}
+
+impl Segments {
+    /// Collects everything appended so far into a job; with `sync`, all of it is durable once the job is done. `None` if
+    /// there is nothing to do, or a flush or reset is under way, or one failed for good.
+    pub fn begin_flush(&mut self, sync: bool) -> Option<FlushJob> {
+        if self.flushing || self.resetting.is_some() || self.failed {
+            return None;
+        }
+        let through = self.last_index();
+        let mut parts = self.pending_parts();
+        if parts.is_empty() && !(sync && self.synced_through < through) {
+            return None;
+        }
+        if sync && parts.last().is_none_or(|part| part.first_index != self.active().summary.first_index()) {
+            parts.push(self.active().part(Vec::new()));
+        }
+        self.flushing = true;
+        Some(FlushJob {
+            disk: self.disk.clone(),
+            dir: self.dir.clone(),
+            parts,
+            sync,
+            sync_dir: sync && self.names_unsynced,
+            through,
+            appended_bytes: self.appended_bytes,
+            life: self.life,
+        })
+    }
+
+    fn pending_parts(&self) -> Vec<Part> {
+        let mut frames = self.cache.after(self.written_through).peekable();
+        let mut parts = Vec::new();
+        for segment in self.segments.iter().filter(|segment| segment.is_pending()) {
+            let last = segment.summary.last_index;
+            let mut bytes: Vec<Bytes> = segment.header.iter().cloned().collect();
+            while let Some(frame) = frames.next_if(|frame| frame.view.index <= last) {
+                bytes.push(frame.bytes.clone());
+            }
+            parts.push(segment.part(bytes));
+        }
+        parts
+    }
+
+    /// Takes a job's result. Gives the index through which everything is now durable (if the job was to sync) or written.
+    ///
+    /// # Errors
+    /// `NoSpace`: nothing is lost, flush again later, refuse appends meanwhile. `SyncFailed`, `WriteFailed`: the node stops;
+    /// no further flush begins.
+    pub fn finish_flush(&mut self, done: FlushDone) -> Result<LogIndex, SegmentsError> {
+        self.flushing = false;
+        if let Err(error) = &done.result {
+            self.failed |= error.must_stop();
+        }
+        if done.life != self.life {
+            // A snapshot replaced these segments meanwhile. What matters of the flush is only whether it failed for good.
+            return match done.result {
+                Err(error) if error.must_stop() => Err(error),
+                _ => Ok(self.synced_through),
+            };
+        }
+        let succeeded = done.result.is_ok();
+        for part in done.parts {
+            let Ok(at) = self.segments.binary_search_by_key(&part.first_index, |s| s.summary.first_index()) else {
+                continue; // trimmed meanwhile
+            };
+            if let Some(index) = self.segments[at].take_outcome(part, succeeded) {
+                self.shelf.put(self.segments[at].summary.first_index(), Arc::new(index));
+            }
+        }
+        done.result?;
+        self.written_through = self.written_through.max(done.through);
+        if done.sync {
+            self.synced_through = self.synced_through.max(done.through);
+            self.synced_bytes = self.synced_bytes.max(done.appended_bytes);
+        }
+        if done.sync_dir && self.segments.iter().all(|segment| segment.header.is_none()) {
+            self.names_unsynced = false;
+        }
+        self.cache.shrink(self.options.tail_cache_bytes, self.written_through);
+        Ok(done.through)
+    }
+}
+
+impl Segment {
+    fn is_pending(&self) -> bool {
+        self.written < self.summary.end || self.sealed && !self.seal_written
+    }
+
+    /// What a flush has to do here, given the bytes from the first one that is not written.
+    fn part(&self, bytes: Vec<Bytes>) -> Part {
+        let seal = (self.sealed && !self.seal_written).then(|| {
+            let index = self.index.as_ref().expect("the index is kept until the seal is written");
+            index::encode(&self.summary, index)
+        });
+        Part {
+            first_index: self.summary.first_index(),
+            path: self.path.clone(),
+            handle: self.handle.clone(),
+            create: self.header.is_some(),
+            position: self.written,
+            bytes,
+            end: self.summary.end,
+            allocated: self.allocated,
+            seal,
+        }
+    }
+
+    /// Takes note of what a flush did here. Gives the index away once the seal that holds it is on disk.
+    fn take_outcome(&mut self, part: Part, succeeded: bool) -> Option<super::SparseIndex> {
+        self.handle = part.handle;
+        self.allocated = self.allocated.max(part.allocated);
+        if !succeeded {
+            return None;
+        }
+        self.written = part.end;
+        self.header = None;
+        part.seal?;
+        self.seal_written = true;
+        self.handle = None;
+        self.index.take()
+    }
+}
+
+impl FlushJob {
+    /// Writes, and syncs if it was to. Never fails by itself: the result goes to [`Segments::finish_flush`].
+    pub async fn run(mut self) -> FlushDone {
+        let result = self.write_all().await;
+        FlushDone {
+            parts: self.parts,
+            sync: self.sync,
+            sync_dir: self.sync_dir,
+            through: self.through,
+            appended_bytes: self.appended_bytes,
+            life: self.life,
+            result,
+        }
+    }
+
+    async fn write_all(&mut self) -> Result<(), SegmentsError> {
+        for part in &mut self.parts {
+            part.write(&*self.disk, self.sync).await?;
+        }
+        if self.sync_dir {
+            self.disk.sync_dir(&self.dir).await.map_err(|error| SegmentsError::sync(&self.dir, error))?;
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    async fn write(&mut self, disk: &dyn Disk, sync: bool) -> Result<(), SegmentsError> {
+        let path = self.path.clone();
+        let file = self.open(disk).await?;
+        if self.seal.is_none() && self.end > self.allocated {
+            let ahead = self.end.clamp(*ALLOCATE_BYTES.start(), *ALLOCATE_BYTES.end());
+            let len = self.end + ahead - self.allocated;
+            file.fill_zero(self.allocated, len).await.map_err(|error| SegmentsError::write(&path, error))?;
+            self.allocated += len;
+        }
+        let bytes = std::mem::take(&mut self.bytes);
+        if !bytes.is_empty() {
+            file.write_at(self.position, bytes).await.map_err(|error| SegmentsError::write(&path, error))?;
+        }
+        if let Some(index) = self.seal.clone() {
+            file.set_len(self.end).await.map_err(|error| SegmentsError::write(&path, error))?;
+            file.sync().await.map_err(|error| SegmentsError::sync(&path, error))?;
+            let index_path = path.with_extension("idx");
+            disk::replace_file(disk, &index_path, index)
+                .await
+                .map_err(|error| SegmentsError::write(&index_path, error))?;
+        } else if sync {
+            file.sync().await.map_err(|error| SegmentsError::sync(&path, error))?;
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self, disk: &dyn Disk) -> Result<Arc<dyn DiskFile>, SegmentsError> {
+        if let Some(file) = &self.handle {
+            return Ok(file.clone());
+        }
+        let mode = if self.create { OpenMode::CreateNew } else { OpenMode::Existing };
+        let opened = match disk.open(&self.path, mode, Lane::Bulk).await {
+            // An earlier flush created it and ran out of room, or a crash left its name: its bytes are written anew.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                disk.open(&self.path, OpenMode::Existing, Lane::Bulk).await
+            }
+            opened => opened,
+        };
+        let file = opened.map_err(|error| SegmentsError::write(&self.path, error))?;
+        self.handle = Some(file.clone());
+        Ok(file)
+    }
+}

@@ -1,0 +1,90 @@
+//! A snapshot replaces the log: a new first segment with the snapshot as its base, and the old ones go.
+//!
+//! The order that a crash at any point survives: (1) the new segment is written and synced under its name; (2) the caller
+//! journals the base; (3) the old files are dropped. Opening with the old base finds the old segments and drops the new one;
+//! opening with the new base, or any later one, finds that the new segment starts the log and drops what is older.
+
+use super::header::SegmentHeader;
+use super::trim::DropJob;
+use super::{Segment, Segments, SegmentsError};
+use crate::disk::{self, Disk};
+use crate::journal::base::Base;
+use bytes::Bytes;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A reset that is not finished.
+pub(super) struct Resetting {
+    path: Arc<Path>,
+    pub header: Bytes,
+    /// The old segments' files, to be dropped at the end.
+    old: Vec<Arc<Path>>,
+}
+
+/// Writes and syncs the new first segment.
+#[must_use = "nothing is flushed until the reset is finished"]
+pub struct ResetJob {
+    disk: Arc<dyn Disk>,
+    path: Arc<Path>,
+    header: Bytes,
+}
+
+/// The new first segment is in place and durable: the base may be journaled, then [`Segments::finish_reset`] called.
+#[derive(Debug)]
+#[must_use = "nothing is flushed until the reset is finished"]
+pub struct ResetDone {
+    path: Arc<Path>,
+}
+
+impl Segments {
+    /// Replaces everything by `base`. Appends go on right behind it, in memory; reads see only what follows it. Nothing is
+    /// flushed before [`Segments::finish_reset`].
+    pub fn reset(&mut self, base: Base) -> ResetJob {
+        let unfinished = self.resetting.take().map(|reset| reset.old).unwrap_or_default();
+        let old = self.segments.iter().map(|segment| segment.path.clone());
+        let segment = Segment::new(&self.dir, self.options.group, base.clone(), true);
+        let old = unfinished.into_iter().chain(old).filter(|path| *path != segment.path).collect();
+        let header = SegmentHeader { group: self.options.group, starts_log: true, base: base.clone() }.encode();
+        let path = segment.path.clone();
+        let summary = segment.summary.clone();
+        self.segments.clear();
+        self.segments.push_back(Segment::written(path.clone(), summary, segment.index));
+        self.cache.clear();
+        self.shelf.clear();
+        self.agreed_start = base.tail;
+        (self.written_through, self.synced_through) = (base.index, base.index);
+        self.synced_bytes = self.appended_bytes;
+        self.life += 1;
+        self.resetting = Some(Resetting { path: path.clone(), header: header.clone(), old });
+        ResetJob { disk: self.disk.clone(), path, header }
+    }
+
+    /// The job of the unfinished reset once more, after it found no room.
+    pub fn retry_reset(&self) -> Option<ResetJob> {
+        let reset = self.resetting.as_ref()?;
+        Some(ResetJob { disk: self.disk.clone(), path: reset.path.clone(), header: reset.header.clone() })
+    }
+
+    /// The base is journaled: flushes begin again, and the job that comes back drops the old segments' files. `None` if a
+    /// later reset has taken this one's place.
+    pub fn finish_reset(&mut self, done: ResetDone) -> Option<DropJob> {
+        if self.resetting.as_ref()?.path != done.path {
+            return None;
+        }
+        let reset = self.resetting.take()?;
+        self.base_moved(self.oldest().summary.base_index);
+        Some(self.drop_files(reset.old))
+    }
+}
+
+impl ResetJob {
+    /// Writes the new first segment.
+    ///
+    /// # Errors
+    /// `NoSpace`: repeat it later with [`Segments::retry_reset`]. Any other: the node stops.
+    pub async fn run(self) -> Result<ResetDone, SegmentsError> {
+        let written = disk::replace_file(&*self.disk, &self.path, self.header).await;
+        written.map_err(|error| SegmentsError::write(&self.path, error))?;
+        Ok(ResetDone { path: self.path })
+    }
+}
