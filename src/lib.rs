@@ -28,6 +28,7 @@ pub mod telemetry;
 // What is durable, what travels.
 pub mod batch;
 pub mod journal;
+pub mod peers;
 
 // Offline tools and the command line work on real files and terminals: the simulation has neither.
 pub mod segments;
