@@ -32,3 +32,6 @@ pub mod peers;
 
 // Offline tools and the command line work on real files and terminals: the simulation has neither.
 pub mod segments;
+
+// Agreement, and what is agreed on.
+pub mod group;

@@ -1,0 +1,588 @@
+//! Performs what the replicas of this node ask for; decides nothing.
+//!
+//! One task owns all replicas. A turn of its loop takes what arrived (client commands, peer messages, sync reports, finished
+//! disk jobs, a tick), feeds the replicas concerned, collects their effects, and sends them out in bulk: one round for
+//! the journal with every group's writes, one batch of messages per peer. Nothing is awaited inside a turn; whatever
+//! touches a disk goes out as a job and comes back as an event.
+//!
+//! Invariants: messages that promise durability leave after the round that holds their group's write was reported synced;
+//! a round that fails ends the loop, and with it the node; an answer to a client follows commit and apply.
+
+pub mod forwarded;
+mod handle;
+mod health;
+mod hosted;
+mod jobs;
+
+pub use handle::{
+    Append, Command, CommandError, Committed, Directory, DriverHandle, DriverStatus, GroupView, Led, Outcome,
+    ReadOutcome, TailPoint, Waiter,
+};
+
+use crate::clock::Clock;
+use crate::disk::Disk;
+use crate::group::effects::Answer;
+use crate::group::machine::StateMachine;
+use crate::group::replica::ReplicaOptions;
+use crate::ids::{GroupId, NodeId, ReplicaId};
+use crate::journal::{GroupWrite, JournalError, JournalHandle, JournalReport, Recovered};
+use crate::peers::{PeerEvent, Peers};
+use crate::segments::{SegmentsError, SegmentsOptions};
+use handle::{outcome_of, queues, Queues};
+use health::{Health, SyncState};
+use hosted::Hosted;
+use jobs::JobDone;
+use slog::{error, info, o, warn, Logger};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Most events of one kind taken in one turn, so that no kind starves the others.
+const EVENTS_PER_TURN: usize = 1_024;
+/// A tick has passed so often before free space is looked at again.
+const SPACE_CHECK_TICKS: u64 = 3;
+/// Ticks that handing over leadership may take at a planned stop.
+const HAND_OVER_TICKS: u64 = 30;
+/// A tick is also the time between two heartbeats, so that those of all groups leave in one message.
+const HEARTBEAT_TICKS: usize = 1;
+
+/// What a driver needs to know of its node.
+#[derive(Clone)]
+pub struct DriverOptions {
+    /// This node.
+    pub node: NodeId,
+    /// Random, one per start of the process; no read-index context is ever used twice.
+    pub boot: u64,
+    /// Seed of the election timeouts.
+    pub seed: u64,
+    /// Length of a tick.
+    pub tick_ms: u64,
+    /// Each group has a directory of its own below this one.
+    pub groups_dir: PathBuf,
+    /// A follower campaigns after one to two times so many ticks without a leader.
+    pub election_ticks: usize,
+    /// How segments are laid out; the group is filled in.
+    pub segments: SegmentsOptions,
+    /// A sync that takes longer than this many ticks costs this node its leadership.
+    pub sync_slow_ticks: u64,
+    /// A sync that takes longer than this many ticks ends the node.
+    pub sync_hung_ticks: u64,
+    /// Free bytes below which the node counts as full.
+    pub reserve_bytes: u64,
+}
+
+/// Why a driver ended. Each ends the node.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The journal could not be written or synced; nothing was promised since.
+    #[error("the journal failed; the node stops so that it promises nothing it can't keep")]
+    Journal(#[source] JournalError),
+    /// The journal's writer is gone.
+    #[error("the journal's writer ended")]
+    JournalGone,
+    /// The driver is gone without a word: a bug, told in the log.
+    #[error("the driver ended without a reason; what went wrong stands in the log")]
+    Gone,
+    /// A sync of the journal did not return.
+    #[error("a sync of the journal has not returned for {waited_ms} ms; the disk hangs")]
+    SyncHung {
+        /// How long it was waited for.
+        waited_ms: u64,
+    },
+    /// A group's segments failed in a way that leaves its state unknown.
+    #[error("segments of group {group} failed")]
+    Segments {
+        /// The group.
+        group: GroupId,
+        /// What failed.
+        #[source]
+        source: SegmentsError,
+    },
+    /// A recovered group can't be brought up.
+    #[error("group {group} can't be recovered: {reason}")]
+    Recovery {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Owns all replicas of a node. See the module's text.
+pub struct Driver<S: StateMachine> {
+    options: DriverOptions,
+    disk: Arc<dyn Disk>,
+    clock: Clock,
+    log: Logger,
+    peers: Peers,
+    journal: JournalHandle,
+    queues: Queues<S::View>,
+    groups: BTreeMap<GroupId, Hosted<S>>,
+    /// Groups being opened, and whether they were removed meanwhile.
+    opening: BTreeSet<GroupId>,
+    /// Groups that something happened to in this turn.
+    dirty: BTreeSet<GroupId>,
+    /// Groups waiting for a round to be synced, by round.
+    awaiting_sync: BTreeMap<u64, Vec<GroupId>>,
+    /// Writes of this turn.
+    round: Vec<GroupWrite>,
+    round_number: u64,
+    outboxes: BTreeMap<NodeId, Vec<crate::peers::wire::GroupMessage>>,
+    /// Who waits for which token.
+    waiters: slab::Slab<Waiting>,
+    /// Removed groups whose files go once the round that holds the tombstone is durable.
+    removing: BTreeMap<u64, Vec<GroupId>>,
+    /// Groups removed from this node for good; a catalog that has not caught up after a restart may still name them.
+    tombstones: BTreeSet<GroupId>,
+    /// A group came or went in this turn.
+    directory_changed: bool,
+    free_bytes: u64,
+    /// Nodes whose reserve is reached, as of the last tick.
+    full: Vec<NodeId>,
+    jobs: mpsc::UnboundedSender<JobDone>,
+    led: mpsc::UnboundedSender<Led>,
+    health: Health,
+    tick: u64,
+    /// The journal holds more than its cap: appends wait.
+    over_cap: bool,
+    /// The tick at which it went over.
+    over_cap_since: u64,
+    /// Leadership has been given up because the disk is slow.
+    retired: bool,
+    handing_over: Option<(u64, Vec<oneshot::Sender<()>>)>,
+    failure: Option<DriverError>,
+}
+
+/// Who waits for a token.
+enum Waiting {
+    Proposal(Waiter),
+    Tail { group: GroupId, reply: oneshot::Sender<Result<TailPoint, CommandError>> },
+}
+
+/// What the driver's loop listens to.
+struct Sources {
+    reports: mpsc::UnboundedReceiver<JournalReport>,
+    peer_events: mpsc::Receiver<PeerEvent>,
+    jobs: mpsc::UnboundedReceiver<JobDone>,
+}
+
+/// Everything that a driver is connected to.
+pub struct Connections {
+    /// The node's disk.
+    pub disk: Arc<dyn Disk>,
+    /// The node's clock.
+    pub clock: Clock,
+    /// Links to the other nodes.
+    pub peers: Peers,
+    /// What arrives from them.
+    pub peer_events: mpsc::Receiver<PeerEvent>,
+    /// The journal's writer.
+    pub journal: JournalHandle,
+    /// Its reports.
+    pub reports: mpsc::UnboundedReceiver<JournalReport>,
+    /// Told of each leadership won here.
+    pub led: mpsc::UnboundedSender<Led>,
+}
+
+/// Brings up all recovered groups and starts the loop. The returned receiver gets the reason when it ends by itself.
+///
+/// # Errors
+/// If a group's segments are damaged or its state can't be restored.
+pub async fn start<S: StateMachine>(
+    options: DriverOptions,
+    connections: Connections,
+    recovered: Recovered,
+    log: Logger,
+) -> Result<(DriverHandle<S>, oneshot::Receiver<DriverError>), DriverError> {
+    let Connections { disk, clock, peers, peer_events, journal, reports, led } = connections;
+    let (handle, queue_ends) = queues::<S>();
+    let (jobs, jobs_end) = mpsc::unbounded_channel();
+    let mut driver: Driver<S> = Driver {
+        options,
+        disk,
+        clock,
+        log,
+        peers,
+        journal,
+        queues: queue_ends,
+        groups: BTreeMap::new(),
+        opening: BTreeSet::new(),
+        dirty: BTreeSet::new(),
+        awaiting_sync: BTreeMap::new(),
+        round: Vec::new(),
+        round_number: 0,
+        outboxes: BTreeMap::new(),
+        waiters: slab::Slab::new(),
+        removing: BTreeMap::new(),
+        tombstones: recovered.removed,
+        directory_changed: false,
+        free_bytes: u64::MAX,
+        full: Vec::new(),
+        jobs,
+        led,
+        health: Health::default(),
+        tick: 0,
+        over_cap: false,
+        over_cap_since: 0,
+        retired: false,
+        handing_over: None,
+        failure: None,
+    };
+    for (group, state) in recovered.groups {
+        driver.recover(group, state).await?;
+    }
+    driver.remove_leftovers().await;
+    driver.publish_directory();
+    let (ended, reason) = oneshot::channel();
+    let sources = Sources { reports, peer_events, jobs: jobs_end };
+    tokio::spawn(async move {
+        if let Some(error) = driver.run(sources).await {
+            error!(driver.log, "the driver ended"; "reason" => crate::telemetry::chain(&error));
+            let _ = ended.send(error);
+        }
+    });
+    Ok((handle, reason))
+}
+
+impl<S: StateMachine> Driver<S> {
+    async fn run(&mut self, mut sources: Sources) -> Option<DriverError> {
+        let mut ticks = tokio::time::interval(Duration::from_millis(self.options.tick_ms));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.finish_turn();
+            if let Some(failure) = self.failure.take() {
+                return Some(failure);
+            }
+            tokio::select! {
+                biased;
+                // First, or a node that is never idle would notice no lost quorum and no hung disk.
+                _ = ticks.tick() => self.on_tick(),
+                report = sources.reports.recv() => match report {
+                    Some(report) => self.on_report(report),
+                    None => return Some(DriverError::JournalGone),
+                },
+                Some(event) = sources.peer_events.recv() => self.on_peer_event(event),
+                Some(done) = sources.jobs.recv() => self.on_job(done),
+                command = self.queues.commands.recv() => match command {
+                    Some(command) => self.on_command(command),
+                    None => return None,
+                },
+                Some(append) = self.queues.appends.recv(), if !self.appends_wait() => self.on_append(append),
+            }
+            self.take_what_waits(&mut sources);
+        }
+    }
+
+    /// Takes what else is there, so that one turn's effects go out together.
+    fn take_what_waits(&mut self, sources: &mut Sources) {
+        for _ in 0..EVENTS_PER_TURN {
+            let Ok(report) = sources.reports.try_recv() else { break };
+            self.on_report(report);
+        }
+        for _ in 0..EVENTS_PER_TURN {
+            let Ok(event) = sources.peer_events.try_recv() else { break };
+            self.on_peer_event(event);
+        }
+        for _ in 0..EVENTS_PER_TURN {
+            let Ok(done) = sources.jobs.try_recv() else { break };
+            self.on_job(done);
+        }
+        for _ in 0..EVENTS_PER_TURN {
+            let Ok(command) = self.queues.commands.try_recv() else { break };
+            self.on_command(command);
+        }
+        for _ in 0..EVENTS_PER_TURN {
+            if self.appends_wait() {
+                break;
+            }
+            let Ok(append) = self.queues.appends.try_recv() else { break };
+            self.on_append(append);
+        }
+    }
+
+    /// Collects the effects of every group that something happened to and sends them out in bulk.
+    fn finish_turn(&mut self) {
+        while let Some(group) = self.dirty.pop_first() {
+            self.perform_effects(group);
+        }
+        if std::mem::take(&mut self.directory_changed) {
+            self.publish_directory();
+        }
+        if !self.round.is_empty() {
+            self.health.submitted(self.round_number);
+            self.journal.submit(self.round_number, std::mem::take(&mut self.round));
+            self.round_number += 1;
+        }
+        for (node, messages) in std::mem::take(&mut self.outboxes) {
+            self.peers.send(node, messages);
+        }
+    }
+
+    fn on_report(&mut self, report: JournalReport) {
+        match report {
+            JournalReport::Synced { through } => self.on_synced(through),
+            JournalReport::WantBases { groups, over_cap } => {
+                if over_cap && !self.over_cap {
+                    self.over_cap_since = self.tick;
+                }
+                self.over_cap = over_cap;
+                for group in groups {
+                    self.start_base_move(group);
+                }
+            }
+            JournalReport::Failed(error) => self.failure = Some(DriverError::Journal(error)),
+        }
+    }
+
+    fn on_synced(&mut self, through: u64) {
+        self.health.synced(through);
+        let later = self.awaiting_sync.split_off(&(through + 1));
+        for group in std::mem::replace(&mut self.awaiting_sync, later).into_values().flatten() {
+            self.group_synced(group, through);
+        }
+        let later = self.removing.split_off(&(through + 1));
+        for group in std::mem::replace(&mut self.removing, later).into_values().flatten() {
+            jobs::remove_dir(&*self.disk, &self.group_dir(group), self.jobs.clone());
+        }
+    }
+
+    fn on_peer_event(&mut self, event: PeerEvent) {
+        match event {
+            PeerEvent::Messages { from, messages, clock, reserve_reached, .. } => {
+                self.health.heard(from, clock, self.clock.now(), reserve_reached);
+                for message in messages {
+                    self.on_message(from, message);
+                }
+            }
+            PeerEvent::Up(node) => info!(self.log, "node is connected"; "peer" => %node),
+            PeerEvent::Lost(node) => self.on_peer_lost(node),
+            PeerEvent::Forwarded(commands) => {
+                for forwarded in commands {
+                    let waiter = Waiter::Forwarded(forwarded.respond);
+                    self.on_append(Append { group: forwarded.group, command: forwarded.command, waiter });
+                }
+            }
+        }
+    }
+
+    fn on_message(&mut self, from: NodeId, message: crate::peers::wire::GroupMessage) {
+        let group = GroupId(message.group);
+        if self.over_cap && self.health.reserve_reached && carries_entries(&message) {
+            // They would pile up in memory: nothing moves to the segments of a full disk. Raft sends them again.
+            return;
+        }
+        // No peer message creates a group: only the catalog does.
+        let (Some(hosted), Some(message)) = (self.groups.get_mut(&group), message.message) else { return };
+        if let Err(refusal) = hosted.replica.step(message) {
+            warn!(self.log, "message refused"; "from" => %from, "group" => %group, "reason" => %refusal);
+        }
+        self.dirty.insert(group);
+    }
+
+    fn on_peer_lost(&mut self, node: NodeId) {
+        warn!(self.log, "node is lost"; "peer" => %node);
+        for (group, hosted) in &mut self.groups {
+            hosted.replica.leader_lost(node);
+            for member in hosted.replica.voters().into_iter().filter(|member| member.node() == node) {
+                hosted.replica.report_unreachable(member);
+            }
+            self.dirty.insert(*group);
+        }
+    }
+
+    fn on_tick(&mut self) {
+        self.tick += 1;
+        self.health.tick();
+        match self.health.sync_state(self.options.sync_slow_ticks, self.options.sync_hung_ticks) {
+            SyncState::Hung => {
+                let waited_ms = self.options.sync_hung_ticks * self.options.tick_ms;
+                self.failure = Some(DriverError::SyncHung { waited_ms });
+                return;
+            }
+            SyncState::Slow => self.set_retired(true),
+            SyncState::Well => self.set_retired(false),
+        }
+        self.full = self.health.full_nodes(self.options.node);
+        let now = self.clock.now();
+        let trusted = self.health.clock_agrees();
+        self.peers.set_local_report(now, self.free_bytes, self.health.reserve_reached);
+        for (group, hosted) in &mut self.groups {
+            hosted.replica.tick(now, trusted);
+            self.dirty.insert(*group);
+        }
+        if self.tick % SPACE_CHECK_TICKS == 1 {
+            jobs::check_space(&*self.disk, &self.options.groups_dir, self.jobs.clone());
+            self.leave_full_leadership();
+        }
+        self.check_hand_over();
+    }
+
+    /// Gives up, or takes back, the right to lead. A disk whose sync hangs must not go on heartbeating as if all were well.
+    fn set_retired(&mut self, retired: bool) {
+        if self.retired == retired || self.handing_over.is_some() {
+            return;
+        }
+        self.retired = retired;
+        if retired {
+            warn!(self.log, "a sync of the journal takes too long; this node gives up all leadership");
+        } else {
+            info!(self.log, "the journal syncs again; this node may lead");
+        }
+        for (group, hosted) in &mut self.groups {
+            hosted.replica.set_may_lead(!retired);
+            self.dirty.insert(*group);
+        }
+    }
+
+    /// Whether appends stay in their queue: the journal is over its cap, and has not been for long.
+    fn appends_wait(&self) -> bool {
+        self.over_cap && self.tick - self.over_cap_since < self.options.election_ticks as u64
+    }
+
+    fn on_append(&mut self, append: Append) {
+        let Append { group, command, waiter } = append;
+        if self.over_cap {
+            let full = if self.health.reserve_reached { vec![self.options.node] } else { Vec::new() };
+            return waiter.answer(Err(match full.is_empty() {
+                true => CommandError::JournalFull,
+                false => CommandError::DiskFull { group, full },
+            }));
+        }
+        let Some(hosted) = self.groups.get_mut(&group) else {
+            return waiter.answer(Err(CommandError::NotHosted(group)));
+        };
+        if !self.full.is_empty() && !hosted.majority_outside(&self.full) && S::adds_data(&command) {
+            return waiter.answer(Err(CommandError::DiskFull { group, full: self.full.clone() }));
+        }
+        let token = self.waiters.insert(Waiting::Proposal(waiter)) as u64;
+        hosted.replica.propose(command, token);
+        self.dirty.insert(group);
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Tail { group, reply } => match self.groups.get_mut(&group) {
+                Some(hosted) => {
+                    let token = self.waiters.insert(Waiting::Tail { group, reply }) as u64;
+                    hosted.replica.read_index(token);
+                    self.dirty.insert(group);
+                }
+                None => drop(reply.send(Err(CommandError::NotHosted(group)))),
+            },
+            Command::Read { group, from, bytes_max, reply } => match self.groups.get(&group) {
+                Some(hosted) => jobs::read(&hosted.segments, hosted.start(), from, bytes_max, reply),
+                None => drop(reply.send(Err(CommandError::NotHosted(group)))),
+            },
+            Command::OffsetForTime { group, time, reply } => match self.groups.get(&group) {
+                Some(hosted) => jobs::offset_for_time(&hosted.segments, time, reply),
+                None => drop(reply.send(Err(CommandError::NotHosted(group)))),
+            },
+            Command::Host { group, id, base } => self.host(group, id, base),
+            Command::Remove { group } => self.remove(group),
+            Command::Transfer { group, to, reply } => drop(reply.send(self.transfer(group, to))),
+            Command::Status { reply } => {
+                let replicas = self.groups.iter().map(|(group, hosted)| (*group, hosted.replica.status())).collect();
+                let _ = reply.send(DriverStatus { replicas, full: self.full.clone() });
+            }
+            Command::HandOver { reply } => self.start_hand_over(reply),
+        }
+    }
+
+    fn transfer(&mut self, group: GroupId, to: NodeId) -> Result<(), CommandError> {
+        let hosted = self.groups.get_mut(&group).ok_or(CommandError::NotHosted(group))?;
+        hosted.replica.transfer_leader(to)?;
+        self.dirty.insert(group);
+        Ok(())
+    }
+
+    fn start_hand_over(&mut self, reply: oneshot::Sender<()>) {
+        let until = self.tick + HAND_OVER_TICKS;
+        self.handing_over.get_or_insert((until, Vec::new())).1.push(reply);
+        for (group, hosted) in &mut self.groups {
+            hosted.replica.set_may_lead(false);
+            self.dirty.insert(*group);
+        }
+    }
+
+    fn check_hand_over(&mut self) {
+        let Some((until, _)) = &self.handing_over else { return };
+        let leads = self.groups.values().filter(|hosted| hosted.replica.is_leader()).count();
+        if leads > 0 && self.tick < *until {
+            return;
+        }
+        if leads > 0 {
+            warn!(self.log, "stopping although groups are still led here"; "groups" => leads);
+        }
+        for reply in self.handing_over.take().into_iter().flat_map(|(_, replies)| replies) {
+            let _ = reply.send(());
+        }
+    }
+
+    /// Answers whoever waits for a token.
+    fn answer(&mut self, token: u64, answer: Answer) {
+        match self.waiters.remove(token as usize) {
+            Waiting::Proposal(waiter) => waiter.answer(outcome_of(answer)),
+            Waiting::Tail { group, reply } => {
+                let point = match (answer, self.groups.get(&group)) {
+                    (Answer::ReadAt { .. }, Some(hosted)) => Ok(hosted.tail_point()),
+                    (Answer::Failed(error), _) => Err(error.into()),
+                    (_, _) => Err(CommandError::NotHosted(group)),
+                };
+                let _ = reply.send(point);
+            }
+        }
+    }
+
+    /// A leader whose own disk is full hands over to a node with room, as long as a majority has some.
+    fn leave_full_leadership(&mut self) {
+        if !self.health.reserve_reached {
+            return;
+        }
+        for (group, hosted) in &mut self.groups {
+            let room = hosted.replica.voters().into_iter().find(|voter| !self.full.contains(&voter.node()));
+            if let (true, Some(to)) = (hosted.replica.is_leader() && hosted.majority_outside(&self.full), room) {
+                let _ = hosted.replica.transfer_leader(to.node());
+                self.dirty.insert(*group);
+            }
+        }
+    }
+
+    /// Removes the directories of groups that a crash left behind: their tombstone was durable, or their creation was not.
+    async fn remove_leftovers(&self) {
+        let Ok(names) = self.disk.list(&self.options.groups_dir).await else { return };
+        for path in names {
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+            if name.is_some_and(|group| !self.groups.contains_key(&GroupId(group))) {
+                jobs::remove_dir(&*self.disk, &path, self.jobs.clone());
+            }
+        }
+    }
+
+    fn publish_directory(&mut self) {
+        let directory = self.groups.iter().map(|(group, hosted)| (*group, hosted.published.subscribe())).collect();
+        self.queues.directory.send_replace(Arc::new(directory));
+    }
+
+    fn replica_options(&self, group: GroupId, id: ReplicaId) -> ReplicaOptions {
+        let mut options = ReplicaOptions::new(group, id, self.options.boot);
+        options.seed = self.options.seed ^ group.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(id.node().0) << 48;
+        options.tick_ms = self.options.tick_ms;
+        options.election_ticks = self.options.election_ticks;
+        options.heartbeat_ticks = HEARTBEAT_TICKS;
+        options
+    }
+
+    fn group_dir(&self, group: GroupId) -> PathBuf {
+        self.options.groups_dir.join(group.0.to_string())
+    }
+
+    fn group_log(&self, group: GroupId) -> Logger {
+        self.log.new(o!("group" => group.0))
+    }
+}
+
+fn carries_entries(message: &crate::peers::wire::GroupMessage) -> bool {
+    message.message.as_ref().is_some_and(|message| !message.entries.is_empty())
+}
