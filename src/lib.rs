@@ -35,3 +35,5 @@ pub mod segments;
 
 // Agreement, and what is agreed on.
 pub mod group;
+pub mod metadata;
+pub mod partition;
