@@ -30,6 +30,7 @@ pub mod batch;
 pub mod journal;
 pub mod peers;
 
+pub mod client;
 // Offline tools and the command line work on real files and terminals: the simulation has neither.
 pub mod segments;
 

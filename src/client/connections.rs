@@ -1,0 +1,234 @@
+//! Which servers there are, the channels to them, and who leads which partition: all that a client remembers.
+//!
+//! Nothing here is the truth. A route that turns out wrong costs one hop or one refusal, and is corrected by what the answer
+//! says. Routes move only forward in term, so that an old answer can't undo a newer one.
+
+use super::error::{check_address, innermost_of, ClientError};
+use super::types::{Leader, Topic};
+use crate::ids::Term;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+
+/// How long a server that could not be reached is passed over while there are others.
+const SHUNNED: Duration = Duration::from_millis(300);
+/// Flow-control windows: large enough that one stream can fill a fast link.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// A server that is silent for the interval is asked whether it is there, and given up after the timeout.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(4);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Leads a partition, as far as we know.
+#[derive(Clone, Debug)]
+struct Route {
+    term: Term,
+    address: String,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Those given by the user, then those that answers told of.
+    servers: Vec<String>,
+    channels: BTreeMap<String, Channel>,
+    shunned_until: BTreeMap<String, Instant>,
+    routes: BTreeMap<String, BTreeMap<u32, Route>>,
+    /// Where the next request without a route goes.
+    turn: usize,
+}
+
+/// What a client knows of its cluster. No lock is held across an await.
+#[derive(Debug)]
+pub(super) struct Connections {
+    known: Mutex<Known>,
+    connect_timeout: Duration,
+}
+
+impl Connections {
+    pub(super) fn new(servers: Vec<String>, connect_timeout: Duration) -> Result<Connections, ClientError> {
+        if servers.is_empty() {
+            return Err(ClientError::BadAddress { address: String::new(), cause: "no server is given".to_string() });
+        }
+        servers.iter().try_for_each(|address| check_address(address))?;
+        Ok(Connections { known: Mutex::new(Known { servers, ..Known::default() }), connect_timeout })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The channel to `address`, opened now if there is none.
+    pub(super) async fn channel(&self, address: &str) -> Result<Channel, ClientError> {
+        if let Some(channel) = self.known().channels.get(address) {
+            return Ok(channel.clone());
+        }
+        let endpoint = self.endpoint(address)?;
+        match endpoint.connect().await {
+            Ok(channel) => {
+                let mut known = self.known();
+                known.shunned_until.remove(address);
+                known.channels.insert(address.to_string(), channel.clone());
+                Ok(channel)
+            }
+            Err(error) => {
+                self.shun(address);
+                Err(ClientError::Unreachable { tried: vec![(address.to_string(), innermost_of(&error))] })
+            }
+        }
+    }
+
+    fn endpoint(&self, address: &str) -> Result<Endpoint, ClientError> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| ClientError::BadAddress { address: address.to_string(), cause: innermost_of(&error) })?;
+        Ok(endpoint
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT))
+    }
+
+    /// Forgets the channel to a server that failed, and passes over it for a moment.
+    pub(super) fn shun(&self, address: &str) {
+        let mut known = self.known();
+        known.channels.remove(address);
+        known.shunned_until.insert(address.to_string(), Instant::now() + SHUNNED);
+    }
+
+    pub(super) fn is_shunned(&self, address: &str) -> bool {
+        self.known().shunned(address)
+    }
+
+    /// Every server known, those given by the user first.
+    pub(super) fn servers(&self) -> Vec<String> {
+        self.known().servers.clone()
+    }
+
+    /// A server told of by an answer; tried when the others fail.
+    pub(super) fn learn_server(&self, address: &str) {
+        let mut known = self.known();
+        if check_address(address).is_ok() && !known.servers.iter().any(|server| server == address) {
+            known.servers.push(address.to_string());
+        }
+    }
+
+    /// The first server that is not passed over, in the user's order; starts further down after each failure.
+    pub(super) fn any_server(&self, avoid: Option<&str>) -> String {
+        let known = self.known();
+        let count = known.servers.len();
+        let in_turn = (0..count).map(|step| &known.servers[(known.turn + step) % count]);
+        let usable = in_turn.clone().find(|server| !known.shunned(server) && Some(server.as_str()) != avoid);
+        let other = usable.or_else(|| in_turn.clone().find(|server| Some(server.as_str()) != avoid));
+        other.unwrap_or(&known.servers[known.turn % count]).clone()
+    }
+
+    /// The server that just failed is not the first choice any more.
+    pub(super) fn next_turn(&self, failed: &str) {
+        let mut known = self.known();
+        let count = known.servers.len();
+        if known.servers[known.turn % count] == failed {
+            known.turn = (known.turn + 1) % count;
+        }
+    }
+
+    /// Who leads a partition, unless we know nobody or could not reach that node a moment ago.
+    pub(super) fn leader_of(&self, topic: &str, partition: u32) -> Option<String> {
+        let known = self.known();
+        let route = known.routes.get(topic)?.get(&partition)?;
+        (!known.shunned(&route.address)).then(|| route.address.clone())
+    }
+
+    pub(super) fn learn_leader(&self, topic: &str, partition: u32, leader: &Leader) {
+        if check_address(&leader.address).is_err() {
+            return;
+        }
+        let mut known = self.known();
+        let routes = match known.routes.get_mut(topic) {
+            Some(routes) => routes,
+            None => known.routes.entry(topic.to_string()).or_default(),
+        };
+        match routes.get(&partition) {
+            Some(route) if route.term >= leader.term => {}
+            _ => {
+                routes.insert(partition, Route { term: leader.term, address: leader.address.clone() });
+                drop(known);
+                self.learn_server(&leader.address);
+            }
+        }
+    }
+
+    pub(super) fn learn_topic(&self, topic: &Topic) {
+        for partition in &topic.partitions {
+            if let Some(leader) = &partition.leader {
+                self.learn_leader(&topic.name, partition.partition, leader);
+            }
+        }
+    }
+
+    /// The topic is gone, or another one now bears its name.
+    pub(super) fn forget_topic(&self, topic: &str) {
+        self.known().routes.remove(topic);
+    }
+}
+
+impl Known {
+    fn shunned(&self, address: &str) -> bool {
+        self.shunned_until.get(address).is_some_and(|until| Instant::now() < *until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::NodeId;
+
+    fn connections(servers: &[&str]) -> Connections {
+        let servers = servers.iter().map(ToString::to_string).collect();
+        Connections::new(servers, Duration::from_secs(1)).unwrap()
+    }
+
+    fn leader(term: u64, address: &str) -> Leader {
+        Leader { node: NodeId(1), term: Term(term), address: address.to_string() }
+    }
+
+    #[test]
+    fn a_route_moves_only_forward_in_term() {
+        let connections = connections(&["a:1"]);
+        connections.learn_leader("t", 0, &leader(5, "b:1"));
+        connections.learn_leader("t", 0, &leader(4, "c:1"));
+        assert_eq!(connections.leader_of("t", 0).as_deref(), Some("b:1"));
+        connections.learn_leader("t", 0, &leader(6, "c:1"));
+        assert_eq!(connections.leader_of("t", 0).as_deref(), Some("c:1"));
+        assert_eq!(connections.leader_of("t", 1), None);
+    }
+
+    #[test]
+    fn a_leader_told_of_becomes_a_server_to_fall_back_to() {
+        let connections = connections(&["a:1"]);
+        connections.learn_leader("t", 0, &leader(5, "b:1"));
+        assert_eq!(connections.servers(), ["a:1", "b:1"]);
+        assert_eq!(connections.any_server(Some("a:1")), "b:1");
+        connections.next_turn("a:1");
+        assert_eq!(connections.any_server(None), "b:1");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_failed_is_passed_over_while_there_are_others() {
+        let connections = connections(&["a:1", "b:1"]);
+        connections.shun("a:1");
+        assert_eq!(connections.any_server(None), "b:1");
+        connections.shun("b:1");
+        assert_eq!(connections.any_server(None), "a:1", "with none left the user's order counts");
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_used_are_refused_before_anything_is_tried() {
+        for bad in ["", "host", ":7400", "host:", "host:0", "host:70000", "host:x"] {
+            let error = Connections::new(vec![bad.to_string()], Duration::from_secs(1)).unwrap_err();
+            assert!(error.to_string().contains("host:port"), "{error}");
+        }
+    }
+}
