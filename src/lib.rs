@@ -38,3 +38,7 @@ pub mod segments;
 pub mod group;
 pub mod metadata;
 pub mod partition;
+
+// The node and its doors.
+pub mod api;
+pub mod router;
