@@ -41,4 +41,5 @@ pub mod partition;
 
 // The node and its doors.
 pub mod api;
+pub mod node;
 pub mod router;
