@@ -32,6 +32,8 @@ pub mod peers;
 
 pub mod client;
 // Offline tools and the command line work on real files and terminals: the simulation has neither.
+#[cfg(not(madsim))]
+pub mod inspect;
 pub mod segments;
 
 // Agreement, and what is agreed on.
@@ -41,5 +43,7 @@ pub mod partition;
 
 // The node and its doors.
 pub mod api;
+#[cfg(not(madsim))]
+pub mod cli;
 pub mod node;
 pub mod router;
