@@ -208,6 +208,80 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_node_behind_the_logs_start_catches_up_by_snapshot() {
+        let mut cluster = Cluster::laid_out("doors-snapshot", 3);
+        for node in &mut cluster.nodes {
+            // Small segments, so that a trim drops some of them within seconds.
+            let text = std::fs::read_to_string(&node.config).expect("the configuration");
+            std::fs::write(&node.config, format!("segment_bytes = 4194304\n{text}")).expect("the configuration");
+            node.start();
+        }
+        cluster.wait_until_up().await;
+        cluster.client().create_topic(TOPIC, &NewTopic::default()).await.expect("the topic is created");
+        let leader = cluster.leader_of(TOPIC, 0).await;
+        let behind = (0..3).find(|node| *node != leader).expect("another node");
+        let mut direct = log(&cluster, leader).await;
+        direct.append(append(batch_of(&["known to all"], None))).await.expect("appended");
+        cluster.nodes[behind].kill();
+
+        let large = "x".repeat(900 << 10);
+        let mut tail = 1;
+        for round in 0..2 {
+            for _ in 0..20 {
+                tail =
+                    direct.append(append(batch_of(&[&large], None))).await.expect("appended").into_inner().offset + 1;
+            }
+            if round == 0 {
+                let trim = wire::TrimRequest { topic: TOPIC.into(), partition: 0, offset: tail - 1 };
+                assert_eq!(direct.trim(trim).await.expect("trimmed").into_inner().start, tail - 1);
+            }
+        }
+        let start = tail - 21;
+        let refused = wire::ReadRequest {
+            topic: TOPIC.into(),
+            from: Some(wire::read_request::From::Offset(0)),
+            ..Default::default()
+        };
+        let refused = direct.read(refused).await.expect_err("it was trimmed");
+        assert_eq!((refused.code(), detail(&refused).limit), (Code::OutOfRange, start));
+        let segments = |node: usize| {
+            let files = std::fs::read_dir(cluster.nodes[node].dir.join("groups/1")).expect("the group's directory");
+            files
+                .filter(|file| file.as_ref().is_ok_and(|file| file.path().extension().is_some_and(|e| e == "seg")))
+                .count()
+        };
+        wait_until("segments below the start to go", || async { (segments(leader) < 8).then_some(()) }).await;
+
+        cluster.nodes[behind].start();
+        let mut late = wait_until("the late node to answer", || async {
+            LogClient::connect(format!("http://{}", cluster.nodes[behind].client)).await.ok()
+        })
+        .await
+        .max_decoding_message_size(8 << 20);
+        let asked = wire::TailRequest { topic: TOPIC.into(), ..Default::default() };
+        let (seen, expected) = (
+            wait_until("the late node to catch up", || {
+                let (mut late, asked) = (late.clone(), asked.clone());
+                async move { late.tail(asked).await.ok().map(tonic::Response::into_inner) }
+            })
+            .await,
+            direct.tail(asked.clone()).await.expect("a tail").into_inner(),
+        );
+        assert_eq!((seen.start, seen.tail, &seen.hash), (start, tail, &expected.hash), "the chain is the same");
+        assert!(cluster.nodes[behind].logged().contains("snapshot installed"), "it came by snapshot");
+        assert_eq!(read_all(&mut late, None).await.first().map(|(offset, _)| *offset), Some(start));
+
+        // What was installed survives the next start, and the node goes on from there.
+        cluster.nodes[behind].kill();
+        cluster.nodes[behind].start();
+        cluster.wait_until_up().await;
+        let last = direct.append(append(batch_of(&["after"], None))).await.expect("appended").into_inner();
+        let mut late = log(&cluster, behind).await.max_decoding_message_size(8 << 20);
+        let seen = late.tail(asked).await.expect("a tail").into_inner();
+        assert_eq!((seen.tail, &seen.hash), (tail + 1, &last.hash));
+    }
+
+    #[tokio::test]
     async fn a_planned_stop_hands_leadership_over_first() {
         let (mut cluster, leader, other) = with_topic("doors-stop").await;
         let mut client = log(&cluster, other).await;

@@ -75,6 +75,15 @@ impl Doors {
         self.commit(target, command).await
     }
 
+    pub(super) async fn trim_at(&self, target: &Target, offset: u64) -> Result<wire::TrimResponse, ApiError> {
+        let command = PartitionCommand::TrimTo { offset: Offset(offset) }.encode();
+        let group = target.group();
+        let proposed = self.router.propose(group, command).await;
+        let committed = proposed.map_err(|error| self.route_failed(target.to_string(), group, error))?;
+        let start = accepted(&target.to_string(), committed.verdict)?.offset.0;
+        Ok(wire::TrimResponse { start })
+    }
+
     async fn commit(&self, target: &Target, command: Bytes) -> Result<wire::Receipt, ApiError> {
         let group = target.group();
         let committed = self

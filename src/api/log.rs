@@ -86,6 +86,13 @@ impl wire::log_server::Log for Doors {
         }
     }
 
+    async fn trim(&self, request: Request<wire::TrimRequest>) -> Result<Response<wire::TrimResponse>, Status> {
+        let asked = request.into_inner();
+        let target = self.target(&asked.topic, asked.partition).await.map_err(|error| self.status(&error, None))?;
+        let trimmed = self.trim_at(&target, asked.offset).await;
+        trimmed.map(Response::new).map_err(|error| self.status(&error, Some(target.group())))
+    }
+
     async fn raise_fence(&self, request: Request<wire::RaiseFenceRequest>) -> Result<Response<wire::Receipt>, Status> {
         let asked = request.into_inner();
         let target = self.target(&asked.topic, asked.partition).await.map_err(|error| self.status(&error, None))?;

@@ -261,6 +261,10 @@ impl Log for Fake {
     ) -> Result<Response<wire::OffsetForTimeResponse>, Status> {
         Err(Status::unimplemented("not here"))
     }
+    async fn trim(&self, _: Request<wire::TrimRequest>) -> Result<Response<wire::TrimResponse>, Status> {
+        Err(Status::unimplemented("not asked for in these tests"))
+    }
+
     async fn raise_fence(&self, _: Request<wire::RaiseFenceRequest>) -> Result<Response<wire::Receipt>, Status> {
         Err(Status::unimplemented("not here"))
     }

@@ -4,11 +4,14 @@
 //! is the command line's duty; this module sees only text. A relative data directory is relative to the file's folder.
 
 use crate::ids::NodeId;
-use crate::limits::{ADDRESS_BYTES_MAX, NODES_MAX};
+use crate::limits::{ADDRESS_BYTES_MAX, NODES_MAX, SEGMENT_BYTES};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
+
+/// Sizes that a segment may be sealed at: larger than any entry, small enough to be scanned at a start.
+const SEGMENT_BYTES_RANGE: std::ops::RangeInclusive<u64> = (4 << 20)..=(1 << 30);
 
 /// A node's settings, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct NodeConfig {
     pub election_ticks: usize,
     /// Appends stop when fewer bytes than this are free on the disk.
     pub reserve_bytes: u64,
+    /// Size at which a segment file is sealed.
+    pub segment_bytes: u64,
 }
 
 /// Where a node listens.
@@ -90,6 +95,7 @@ struct Raw {
     tick_ms: Option<Spanned<u64>>,
     election_ticks: Option<Spanned<u32>>,
     reserve_bytes: Option<u64>,
+    segment_bytes: Option<Spanned<u64>>,
     #[serde(default)]
     insecure_beyond_loopback: bool,
 }
@@ -149,6 +155,7 @@ impl NodeConfig {
             tick_ms,
             election_ticks,
             reserve_bytes: raw.reserve_bytes.unwrap_or(NodeConfig::RESERVE_BYTES),
+            segment_bytes: checker.segment_bytes(raw.segment_bytes.as_ref())?,
         })
     }
 
@@ -278,6 +285,15 @@ impl Checker<'_> {
         let tick_ms = raw.tick_ms.as_ref().map_or(NodeConfig::TICK_MS, |ticks| *ticks.get_ref());
         let election_ticks = raw.election_ticks.as_ref().map_or(NodeConfig::ELECTION_TICKS, |ticks| *ticks.get_ref());
         Ok((tick_ms, election_ticks as usize))
+    }
+
+    fn segment_bytes(&self, bytes: Option<&Spanned<u64>>) -> Result<u64, ConfigError> {
+        let Some(bytes) = bytes else { return Ok(SEGMENT_BYTES) };
+        if SEGMENT_BYTES_RANGE.contains(bytes.get_ref()) {
+            return Ok(*bytes.get_ref());
+        }
+        let problem = "lies outside 4194304 to 1073741824";
+        Err(self.refuse("segment_bytes", bytes, problem, "leave it out: 134217728 suits most disks"))
     }
 
     fn log_level(&self, level: Option<&Spanned<String>>) -> Result<slog::Level, ConfigError> {

@@ -269,7 +269,7 @@ fn driver_options(config: &NodeConfig, dir: &Path, boot: u64, seed: u64) -> Driv
         tick_ms: config.tick_ms,
         election_ticks: config.election_ticks,
         groups_dir: dir.join("groups"),
-        segments: SegmentsOptions::of(GroupId::METADATA),
+        segments: SegmentsOptions { segment_bytes: config.segment_bytes, ..SegmentsOptions::of(GroupId::METADATA) },
         sync_slow_ticks: SYNC_SLOW_MS / config.tick_ms,
         sync_hung_ticks: SYNC_HUNG_MS / config.tick_ms,
         reserve_bytes: config.reserve_bytes,
