@@ -23,6 +23,7 @@ pub mod clock;
 pub mod disk;
 pub mod ids;
 pub mod limits;
+pub mod probe;
 pub mod telemetry;
 
 // What is durable, what travels.

@@ -45,7 +45,7 @@ pub(super) async fn run(args: StartArgs) -> Result<(), Failure> {
         }
     };
     let disk = RealDisk::new().map_err(|error| Failure::failed(format!("cannot start the disk's threads: {error}")))?;
-    let world = World { disk: Arc::new(disk), clock: Clock::default(), seed: rand::random() };
+    let world = World { disk: Arc::new(disk), clock: Clock::default(), seed: rand::random(), observer: None };
     let place = (config.node_id, config.data_dir.display().to_string());
     crate::node::run(config, world, logger, shutdown).await.map_err(|error| {
         let message = format!("node {} in {}: {}", place.0, place.1, telemetry::chain(&error));

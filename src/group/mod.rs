@@ -16,6 +16,7 @@
 //! | [`inbound`] | no message can make Raft abort the process |
 //! | [`entry`] | the bytes of an entry |
 //! | [`machine`] | what a state machine owes the group |
+//! | [`observe`] | what an onlooker sees of all this |
 //!
 //! Protocol behaviour is told in `tests/scenarios/*.txt`.
 
@@ -29,6 +30,7 @@ pub mod log_time;
 pub mod log_view;
 pub mod machine;
 pub mod membership;
+pub mod observe;
 pub mod options;
 mod proposals;
 mod reads;

@@ -14,6 +14,7 @@ use crate::api::Doors;
 use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::group::driver::{self, Connections, DriverError, DriverHandle, DriverOptions};
+use crate::group::observe::Observer;
 use crate::ids::{GroupId, Incarnation, NodeId, ReplicaId};
 use crate::journal::{self, Journal, JournalError, JournalIdentity, JournalOptions, Recovered};
 use crate::limits::JOURNAL_FILE_BYTES;
@@ -50,6 +51,8 @@ pub struct World {
     pub clock: Clock,
     /// Where all its randomness comes from.
     pub seed: [u8; 32],
+    /// Whoever looks on.
+    pub observer: Option<Observer>,
 }
 
 /// Why a node could not start, or ended.
@@ -141,7 +144,7 @@ pub async fn run(
         reports,
         led,
     };
-    let options = driver_options(&config, dir.path(), me.boot, random.next_u64());
+    let options = driver_options(&config, dir.path(), me.boot, random.next_u64(), world.observer.clone());
     let (driver, mut failed) = driver::start::<Machine>(options, connections, recovered, log.clone()).await?;
 
     let metadata = host_metadata(&driver, config.node_id, &genesis, hosts_metadata).await;
@@ -261,7 +264,7 @@ fn bootstrap(genesis: &Genesis) -> Bootstrap {
     Bootstrap { cluster_id: genesis.cluster_id, founders: founders.collect() }
 }
 
-fn driver_options(config: &NodeConfig, dir: &Path, boot: u64, seed: u64) -> DriverOptions {
+fn driver_options(config: &NodeConfig, dir: &Path, boot: u64, seed: u64, observer: Option<Observer>) -> DriverOptions {
     DriverOptions {
         node: config.node_id,
         boot,
@@ -273,5 +276,6 @@ fn driver_options(config: &NodeConfig, dir: &Path, boot: u64, seed: u64) -> Driv
         sync_slow_ticks: SYNC_SLOW_MS / config.tick_ms,
         sync_hung_ticks: SYNC_HUNG_MS / config.tick_ms,
         reserve_bytes: config.reserve_bytes,
+        observer,
     }
 }

@@ -5,6 +5,7 @@ use super::jobs::{self, JobDone};
 use super::{Driver, DriverError, Led, TailPoint};
 use crate::group::effects::{Effects, Fetch};
 use crate::group::machine::StateMachine;
+use crate::group::observe::Observed;
 use crate::group::replica::Replica;
 use crate::ids::{GroupId, LogIndex, NodeId, Offset, ReplicaId, Term};
 use crate::journal::base::Base;
@@ -133,7 +134,7 @@ impl<S: StateMachine> Driver<S> {
             info!(self.log, "segments opened"; "group" => %group, "report" => ?report);
         }
         let id = ReplicaId::founding(self.options.node);
-        self.bring_up(group, id, state, segments)
+        self.bring_up(group, id, state, segments, false)
     }
 
     fn segments_options(&self, group: GroupId) -> SegmentsOptions {
@@ -146,9 +147,11 @@ impl<S: StateMachine> Driver<S> {
         id: ReplicaId,
         state: RecoveredGroup,
         segments: Segments,
+        created: bool,
     ) -> Result<(), DriverError> {
         let options = self.replica_options(group, id);
         let base_index = state.base.index;
+        self.options.tell(group, Observed::Opened { replica: id, recovered: &state, created });
         let replica = Replica::<S>::new(options, state, segments.term_runs(), self.group_log(group))
             .map_err(|reason| DriverError::Recovery { group, reason: reason.to_string() })?;
         let (start, agreed) = (segments.start_offset(), replica.machine().log_start());
@@ -208,7 +211,7 @@ impl<S: StateMachine> Driver<S> {
         // Its place among the founders: the first one campaigns at once, so that a new group is led at once.
         let place = base.conf_state.voters.iter().position(|voter| *voter == id.0);
         let state = RecoveredGroup { base, hard_state, entries: Vec::new() };
-        match self.bring_up(group, id, state, segments) {
+        match self.bring_up(group, id, state, segments, true) {
             Ok(()) => {
                 if let (Some(hosted), Some(place)) = (self.groups.get_mut(&group), place) {
                     hosted.replica.campaign_soon(place as u64);
@@ -226,6 +229,7 @@ impl<S: StateMachine> Driver<S> {
         }
         let Some(mut hosted) = self.groups.remove(&group) else { return };
         info!(self.log, "group is removed"; "group" => %group);
+        self.options.tell(group, Observed::Removed);
         self.tombstones.insert(group);
         let held = hosted.held.take().map(|effects| effects.answers).unwrap_or_default();
         for (token, answer) in held.into_iter().chain(hosted.replica.abandon()) {
@@ -246,6 +250,15 @@ impl<S: StateMachine> Driver<S> {
             }
             let Some(effects) = hosted.replica.take_effects() else { break };
             applied_or_moved |= effects.view_changed;
+            self.options.tell(
+                group,
+                Observed::Taken {
+                    effects: &effects,
+                    term: hosted.replica.term(),
+                    leads: hosted.replica.is_leader(),
+                    digest: &|| hosted.replica.machine().digest(),
+                },
+            );
             if let Some(base) = effects.installed.clone() {
                 let reset = hosted.segments.reset(base);
                 hosted.held = Some(Box::new(effects));
@@ -272,6 +285,7 @@ impl<S: StateMachine> Driver<S> {
             self.round.push(effects.write);
         }
         for message in effects.send_now {
+            self.options.tell(group, Observed::Sent { message: &message });
             post(&mut self.outboxes, group, message);
         }
         for frame in effects.frames {
@@ -319,7 +333,9 @@ impl<S: StateMachine> Driver<S> {
             hosted.unsynced_round = None;
         }
         while let Some(pending) = hosted.pending.pop_front_if(|pending| pending.round <= through) {
+            self.options.tell(group, Observed::Persisted { number: pending.number });
             for message in pending.after_sync {
+                self.options.tell(group, Observed::Sent { message: &message });
                 post(&mut self.outboxes, group, message);
             }
             hosted.replica.persisted(pending.number);

@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::group::effects::Answer;
 use crate::group::machine::StateMachine;
+use crate::group::observe::{Observed, Observer};
 use crate::group::replica::ReplicaOptions;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::journal::{GroupWrite, JournalError, JournalHandle, JournalReport, Recovered};
@@ -71,6 +72,16 @@ pub struct DriverOptions {
     pub sync_hung_ticks: u64,
     /// Free bytes below which the node counts as full.
     pub reserve_bytes: u64,
+    /// Whoever looks on.
+    pub observer: Option<Observer>,
+}
+
+impl DriverOptions {
+    fn tell(&self, group: GroupId, observed: Observed<'_>) {
+        if let Some(observer) = &self.observer {
+            observer(group, observed);
+        }
+    }
 }
 
 /// Why a driver ended. Each ends the node.
@@ -375,6 +386,7 @@ impl<S: StateMachine> Driver<S> {
         }
         // No peer message creates a group: only the catalog does.
         let (Some(hosted), Some(message)) = (self.groups.get_mut(&group), message.message) else { return };
+        self.options.tell(group, Observed::Received { from, message: &message });
         if let Err(refusal) = hosted.replica.step(message) {
             warn!(self.log, "message refused"; "from" => %from, "group" => %group, "reason" => %refusal);
         }
