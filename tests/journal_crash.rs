@@ -566,13 +566,11 @@ fn run(seed: u64, counts: &mut Counts) -> Outcome<()> {
         history.live(&mut journal, counts)?;
         let fresh = std::mem::take(&mut history.moments);
         for (at, moment) in fresh.iter().enumerate() {
-            // Every 128th history crashes at every operation, the others at a few; second crashes start from some.
-            if seed.is_multiple_of(128) || history.rng.gen_ratio(2, fresh.len().max(2) as u32) {
-                history.crash_moment(moment, counts).map_err(|error| format!("life {life}, moment {at}: {error}"))?;
-            }
-            if history.rng.gen_ratio(1, 6 * fresh.len() as u32) {
-                let crashed = history.crash_in_recovery(moment, counts);
-                crashed.map_err(|error| format!("life {life}, moment {at}: {error}"))?;
+            let told = |error| format!("life {life}, moment {at}: {error}");
+            history.crash_moment(moment, counts).map_err(told)?;
+            // Second crashes start from some moments: each has one of its own after every operation of the recovery.
+            if history.rng.gen_ratio(1, 2 * fresh.len() as u32) {
+                history.crash_in_recovery(moment, counts).map_err(told)?;
             }
         }
         history.moments = fresh;

@@ -17,6 +17,7 @@ impl<S: StateMachine> Replica<S> {
     /// # Errors
     /// If this replica does not lead, or there is no voter on that node.
     pub fn transfer_leader(&mut self, to: NodeId) -> Result<(), ProposeError> {
+        self.wake();
         if !self.is_leader() {
             return Err(self.not_leader());
         }
@@ -36,6 +37,7 @@ impl<S: StateMachine> Replica<S> {
         }
         let term = raft.term;
         raft.become_follower(term, INVALID_ID);
+        self.wake();
         let followers: Vec<ReplicaId> = self.voters().into_iter().filter(|id| *id != lost).collect();
         if let Some(place) = followers.iter().position(|id| *id == self.options.id) {
             // Turned by the group's number, so that the groups of a lost node spread over the others.
@@ -47,12 +49,14 @@ impl<S: StateMachine> Replica<S> {
 
     /// A new group has no leader: its founder of rank 0 campaigns at once, the others one after the other.
     pub fn campaign_soon(&mut self, rank: u64) {
+        self.wake();
         self.elections.hurry(rank, self.raw_node.raft.term);
     }
 
     /// Whether this replica may lead. If not it hands leadership over, stops leading after an election timeout in any case,
     /// and neither campaigns nor accepts a transfer; it goes on voting and replicating.
     pub fn set_may_lead(&mut self, may_lead: bool) {
+        self.wake();
         self.may_lead = may_lead;
         self.step_down_at = None;
         self.retire_if_leading();

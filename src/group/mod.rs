@@ -11,6 +11,7 @@
 //! | `reads` | a read sees all that was committed when it came, whoever leads |
 //! | `leading` | handing leadership over, giving it up, what a leader looks after |
 //! | `elections` | when to campaign, from a seed |
+//! | [`sleep`] | a group that nobody uses costs nothing |
 //! | `log_time` | the log's own time never goes back and never outruns ticks |
 //! | [`membership`] | learners first, one change at a time, leaders move before they leave |
 //! | [`inbound`] | no message can make Raft abort the process |
@@ -35,6 +36,7 @@ pub mod options;
 mod proposals;
 mod reads;
 pub mod replica;
+pub mod sleep;
 pub mod status;
 pub mod terms;
 mod turn;

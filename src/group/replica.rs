@@ -17,6 +17,7 @@ use super::membership;
 pub use super::options::{ReplicaError, ReplicaOptions};
 use super::proposals::Proposals;
 use super::reads::Reads;
+use super::sleep::{self, Sleep};
 pub use super::status::{MemberStatus, ReplicaStatus, Role};
 use super::terms::TermRuns;
 use crate::ids::{Digest, LogIndex, ReplicaId, Term, TimestampMs};
@@ -55,6 +56,7 @@ pub struct Replica<S: StateMachine> {
     pub(super) time: LogTime,
     pub(super) elections: Elections,
     pub(super) ticks: u64,
+    pub(super) sleep: Sleep,
     pub(super) identity: Identity,
     /// The last `Ready` with entries or a snapshot, until it is persisted.
     pub(super) unsynced_log: Option<u64>,
@@ -142,6 +144,7 @@ impl<S: StateMachine> Replica<S> {
             applied: Base { state: Bytes::new(), ..base },
             proposals: Proposals::default(),
             ticks: 0,
+            sleep: Sleep::default(),
             identity,
             unsynced_log: None,
             incoming: None,
@@ -168,6 +171,9 @@ impl<S: StateMachine> Replica<S> {
     pub fn tick(&mut self, now: TimestampMs, trust: impl Into<ClockTrust>) {
         self.ticks += 1;
         self.time.tick(now, trust.into());
+        if self.is_asleep() {
+            return;
+        }
         let timer = self.elections.before_tick(self.standing());
         let raft = &mut self.raw_node.raft;
         raft.set_randomized_election_timeout(timer.timeout);
@@ -182,14 +188,23 @@ impl<S: StateMachine> Replica<S> {
         }
         self.tick_waiting();
         self.note_role();
+        self.tick_idle();
     }
 
     /// A message of a peer. Its sender was authenticated: `from` is a replica of the node at the other end.
     ///
     /// # Errors
     /// If no sound peer would send it to this replica now. Nothing happened then.
-    pub fn step(&mut self, message: Message) -> Result<(), StepRefusal> {
+    pub fn step(&mut self, mut message: Message) -> Result<(), StepRefusal> {
         let kind = inbound::check(&self.raw_node.raft, &message)?;
+        if self.sleeps_through(&message) {
+            return Ok(());
+        }
+        if kind != MessageType::MsgHeartbeatResponse {
+            self.wake();
+        }
+        let (leader, term, commit) = (message.from, message.term, message.commit);
+        let sleeps = sleep::take_sleep(&mut message);
         if self.raw_node.raft.prs().get(message.from).is_some() {
             self.heard.insert(message.from, self.ticks);
         }
@@ -202,11 +217,15 @@ impl<S: StateMachine> Replica<S> {
             }
         }
         self.note_role();
+        if sleeps {
+            self.follow_to_sleep(leader, term, commit);
+        }
         Ok(())
     }
 
     /// A command for the state machine. Answered under `token`, in a later turn's effects.
     pub fn propose(&mut self, command: Bytes, token: Token) {
+        self.wake();
         match self.refuse_proposal(&command) {
             Some(error) => self.answers.push((token, Answer::Failed(error))),
             None => self.proposals.enqueue(command, token),
@@ -215,6 +234,7 @@ impl<S: StateMachine> Replica<S> {
 
     /// A linearizable read: answered once all that was committed by now is applied here, on any replica.
     pub fn read_index(&mut self, token: Token) {
+        self.wake();
         let waiting = self.reads.count();
         if self.left {
             self.answers.push((token, Answer::Failed(ProposeError::Removed)));
@@ -354,7 +374,7 @@ impl<S: StateMachine> Replica<S> {
 
     /// When a member was last heard, in ticks before now.
     pub(super) fn silent_ticks(&self, id: u64) -> Option<u64> {
-        self.heard.get(&id).map(|heard| self.ticks - heard)
+        self.heard.get(&id).map(|heard| if self.is_asleep() { 0 } else { self.ticks - heard })
     }
 
     pub(super) fn may_lead(&self) -> bool {

@@ -139,20 +139,6 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    /// Whether this leader's group could sleep: every member has and knows all there is, and nobody waits.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        let raft = &self.raw_node.raft;
-        let last = raft.raft_log.last_index();
-        let knows_all = |progress: &raft::Progress| progress.matched == last && progress.committed_index == last;
-        self.is_leader()
-            && raft.lead_transferee.is_none()
-            && self.applied.index.0 == last
-            && self.proposals.count() == 0
-            && self.reads.count() == 0
-            && raft.prs().iter().all(|(_, progress)| knows_all(progress))
-    }
-
     fn is_settled(&self) -> bool {
         let raft = &self.raw_node.raft;
         let knows = |id: &&u64| {

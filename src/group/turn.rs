@@ -51,6 +51,7 @@ impl<S: StateMachine> Replica<S> {
     /// Proposes a change of membership, answered under `token` once it is applied; one of several voters is then half way
     /// and completes by itself.
     pub fn change_members(&mut self, changes: &[MemberChange], token: Token) {
+        self.wake();
         if let Err(error) = self.propose_change(changes, token) {
             self.answers.push((token, Answer::Failed(error)));
         }

@@ -105,9 +105,9 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Queues messages that the allowance holds already.
+    /// Queues messages that the allowance holds already. None at all are a sign of life, of use only if nothing else waits.
     pub fn push(&mut self, queued: Queued) {
-        if !queued.messages.is_empty() {
+        if !queued.messages.is_empty() || self.queue.is_empty() {
             self.queue.push_back(queued);
         }
     }

@@ -4,7 +4,7 @@ use super::cluster::{genesis, id_of, Cluster};
 use super::words;
 use balsa::group::log_time::ClockTrust;
 use balsa::group::membership::MemberChange;
-use balsa::group::replica::Role;
+use balsa::group::replica::{Replica, Role};
 use balsa::ids::{NodeId, ReplicaId};
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message, MessageType};
@@ -102,6 +102,8 @@ impl Stage {
             ("lead", [node, may]) => {
                 self.cluster.act(number(node), |replica| replica.set_may_lead(*may == "on"));
             }
+            ("sleep", [node]) => self.sleep(number(node)),
+            ("wake", [node]) => self.cluster.act(number(node), Replica::wake),
             ("clock", [node, what]) => self.clock(node, what),
             ("forge", [link, kind, fields @ ..]) => self.forge(link, kind, fields),
             ("log", [node]) => self.log(number(node)),
@@ -281,6 +283,15 @@ impl Stage {
         self.cluster.told.extend(refused.map(|error| format!("{from} refuses: {}", words::plain(&error))));
     }
 
+    /// What a driver does to a leader that has been idle for a while.
+    fn sleep(&mut self, node: u64) {
+        if self.cluster.replica(node).is_idle() {
+            self.cluster.act(node, Replica::fall_asleep);
+        } else {
+            self.cluster.told.push(format!("{node} has something to do"));
+        }
+    }
+
     fn clock(&mut self, node: &str, what: &str) {
         let node = self.node(node);
         match what {
@@ -353,7 +364,8 @@ impl Stage {
                     let status = replica.status();
                     let leader = status.leader.map_or_else(|| "nobody".to_owned(), |id| words::replica(id.0));
                     format!(
-                        "{} in term {}, leader {leader}, log [{}, {}], commit {}, applied {}",
+                        "{}{} in term {}, leader {leader}, log [{}, {}], commit {}, applied {}",
+                        if replica.is_asleep() { "sleeping " } else { "" },
                         words::role(status.role),
                         status.term,
                         status.first,

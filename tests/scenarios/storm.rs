@@ -64,7 +64,7 @@ fn draw(chance: &mut Generator, stage: &Stage, step: usize) -> Option<String> {
     let other = chance.pick(&up);
     let leaders: Vec<u64> = up.iter().copied().filter(|id| cluster.replica(*id).is_leader()).collect();
     let leader = chance.pick(&leaders).or(node);
-    Some(match chance.below(140) {
+    Some(match chance.below(144) {
         0..60 => {
             let (from, to) = chance.pick(&busy)?;
             format!("deliver {from}->{to}")
@@ -127,6 +127,7 @@ fn draw(chance: &mut Generator, stage: &Stage, step: usize) -> Option<String> {
             let drops = stage.is_founder(id) && !cluster.nodes[&id].removed && cluster.may_destroy(id);
             drops.then(|| format!("destroy {id}"))?
         }
+        138..142 => format!("sleep {}", leader?),
         _ => "settle".to_owned(),
     })
 }

@@ -3,6 +3,7 @@
 use balsa::group::effects::{Answer, Fetch};
 use balsa::group::entry;
 use balsa::group::replica::Role;
+use balsa::group::sleep;
 use balsa::ids::ReplicaId;
 use balsa::segments::verdict::Verdict;
 use raft::eraftpb::{
@@ -93,7 +94,11 @@ fn body(kind: MessageType, message: &Message) -> String {
     use MessageType as M;
     let Message { index, log_term, commit, reject, reject_hint, .. } = message;
     let granted = if *reject { "refused" } else { "granted" };
-    let read = if message.context.is_empty() { "" } else { ", read" };
+    let read = match () {
+        () if sleep::asks_to_sleep(message) => ", sleep",
+        () if message.context.is_empty() => "",
+        () => ", read",
+    };
     match kind {
         M::MsgRequestPreVote => format!("pre-vote? log ends {index}/{log_term}"),
         M::MsgRequestVote if message.context.is_empty() => format!("vote? log ends {index}/{log_term}"),

@@ -15,7 +15,7 @@ use crate::peers::wire::GroupMessage;
 use crate::segments::{DropJob, FlushDone, ResetDone, Segments, SegmentsError, SegmentsOptions};
 use raft::eraftpb::{HardState, Message};
 use slog::{info, warn};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use tokio::sync::watch;
 
 /// A `Ready` whose writes are not reported durable yet, or that stands behind such a one.
@@ -95,6 +95,22 @@ impl<S: StateMachine> Hosted<S> {
         let voters = self.replica.voters();
         let outside = voters.iter().filter(|voter| !nodes.contains(&voter.node())).count();
         outside > voters.len() / 2
+    }
+
+    /// Whether a member of this group lives on that node.
+    pub fn has_member_on(&self, node: NodeId) -> bool {
+        self.members().any(|member| member.node() == node)
+    }
+
+    /// Whether all other members of this group live on these nodes.
+    pub fn members_within(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        self.members().all(|member| member == self.id || nodes.contains(&member.node()))
+    }
+
+    fn members(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        let conf = self.replica.conf_state();
+        let ids = [&conf.voters, &conf.voters_outgoing, &conf.learners, &conf.learners_next];
+        ids.into_iter().flatten().map(|id| ReplicaId(*id))
     }
 
     /// Where the log ends, as applied here.

@@ -25,6 +25,7 @@ use crate::group::effects::Answer;
 use crate::group::machine::StateMachine;
 use crate::group::observe::{Observed, Observer};
 use crate::group::replica::ReplicaOptions;
+use crate::group::sleep;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::journal::{GroupWrite, JournalError, JournalHandle, JournalReport, Recovered};
 use crate::peers::{PeerEvent, Peers};
@@ -46,6 +47,8 @@ const EVENTS_PER_TURN: usize = 1_024;
 const SPACE_CHECK_TICKS: u64 = 3;
 /// Ticks that handing over leadership may take at a planned stop.
 const HAND_OVER_TICKS: u64 = 30;
+/// A group that was idle for so many election timeouts sleeps.
+const SLEEP_AFTER_ELECTIONS: u64 = 3;
 /// A tick is also the time between two heartbeats, so that those of all groups leave in one message.
 const HEARTBEAT_TICKS: usize = 1;
 
@@ -155,6 +158,8 @@ pub struct Driver<S: StateMachine> {
     jobs: mpsc::UnboundedSender<JobDone>,
     led: mpsc::UnboundedSender<Led>,
     health: Health,
+    /// Nodes whose links stand: only these are watched over, see [`sleep`].
+    connected: BTreeSet<NodeId>,
     tick: u64,
     /// The journal holds more than its cap: appends wait.
     over_cap: bool,
@@ -234,6 +239,7 @@ pub async fn start<S: StateMachine>(
         jobs,
         led,
         health: Health::default(),
+        connected: BTreeSet::new(),
         tick: 0,
         over_cap: false,
         over_cap_since: 0,
@@ -367,7 +373,7 @@ impl<S: StateMachine> Driver<S> {
                     self.on_message(from, message);
                 }
             }
-            PeerEvent::Up(node) => info!(self.log, "node is connected"; "peer" => %node),
+            PeerEvent::Up(node) => self.on_peer_up(node),
             PeerEvent::Lost(node) => self.on_peer_lost(node),
             PeerEvent::Forwarded(commands) => {
                 for forwarded in commands {
@@ -385,7 +391,10 @@ impl<S: StateMachine> Driver<S> {
             return;
         }
         // No peer message creates a group: only the catalog does.
-        let (Some(hosted), Some(message)) = (self.groups.get_mut(&group), message.message) else { return };
+        let (Some(hosted), Some(mut message)) = (self.groups.get_mut(&group), message.message) else { return };
+        if sleep::asks_to_sleep(&message) && !self.connected.contains(&from) {
+            sleep::take_sleep(&mut message); // nobody would wake this replica if that node were gone
+        }
         self.options.tell(group, Observed::Received { from, message: &message });
         if let Err(refusal) = hosted.replica.step(message) {
             warn!(self.log, "message refused"; "from" => %from, "group" => %group, "reason" => %refusal);
@@ -393,9 +402,25 @@ impl<S: StateMachine> Driver<S> {
         self.dirty.insert(group);
     }
 
+    fn on_peer_up(&mut self, node: NodeId) {
+        info!(self.log, "node is connected"; "peer" => %node);
+        self.connected.insert(node);
+        for (group, hosted) in &mut self.groups {
+            if hosted.has_member_on(node) {
+                hosted.replica.wake(); // a node that starts anew needs to hear who leads
+                self.dirty.insert(*group);
+            }
+        }
+    }
+
     fn on_peer_lost(&mut self, node: NodeId) {
         warn!(self.log, "node is lost"; "peer" => %node);
+        self.connected.remove(&node);
         for (group, hosted) in &mut self.groups {
+            if !hosted.has_member_on(node) {
+                continue;
+            }
+            hosted.replica.wake();
             hosted.replica.leader_lost(node);
             for member in hosted.replica.voters().into_iter().filter(|member| member.node() == node) {
                 hosted.replica.report_unreachable(member);
@@ -420,10 +445,18 @@ impl<S: StateMachine> Driver<S> {
         let now = self.clock.now();
         let trusted = self.health.clock_agrees();
         self.peers.set_local_report(now, self.free_bytes, self.health.reserve_reached);
+        let sleep_after = SLEEP_AFTER_ELECTIONS * self.options.election_ticks as u64;
         for (group, hosted) in &mut self.groups {
             hosted.replica.tick(now, trusted);
+            if hosted.replica.is_asleep() {
+                continue;
+            }
+            if hosted.replica.is_drowsy(sleep_after) && hosted.members_within(&self.connected) {
+                hosted.replica.fall_asleep();
+            }
             self.dirty.insert(*group);
         }
+        self.peers.beat();
         if self.tick % SPACE_CHECK_TICKS == 1 {
             jobs::check_space(&*self.disk, &self.options.groups_dir, self.jobs.clone());
             self.leave_full_leadership();
