@@ -1,7 +1,7 @@
 //! What the journal owes after crashes and rot, over random histories on the simulated disk.
 //!
 //! A history is a few lives of one journal: rounds over several groups, idle moments, a crash, the next life. Its files
-//! are so small that rolls, checkpoints and recycling happen all the time. The disk is copied after every operation
+//! are so small (64 KiB and less) that rolls, checkpoints and recycling happen all the time. The disk is copied after every operation
 //! that changed it, and each copy crashes in several ways: what is recovered must be a state that the history went
 //! through, at least what was reported as durable, at most what was submitted. Then single faults are put below the
 //! recorded boundary, and each must be noticed.
