@@ -9,10 +9,11 @@ use crate::ids::{Digest, GroupId, LogIndex, NodeId, Term, TimestampMs};
 use crate::metadata::{Catalog, Machine, MachineView, Partition};
 use crate::peers::{wire, ForwardError, Peers};
 use crate::segments::verdict::Verdict;
+use crate::watch;
+use crate::{planted, reached};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// The view of a group, as its replica here publishes it.
@@ -61,6 +62,7 @@ impl RouteError {
         match self {
             RouteError::NoLeader | RouteError::BadAnswer(_) => false,
             RouteError::Here(error) => error.is_not_leader(),
+            RouteError::There(ForwardError::Broken { .. }) if planted!("command-forwarded-twice") => true,
             RouteError::There(error) => forwarded::is_not_leader(error),
         }
     }
@@ -134,7 +136,10 @@ impl Router {
             (Some(known), _) => Some(known),
             // A replica here that knows of no leader in this term makes a report of an older term worthless.
             (None, Some(reported)) => match self.driver.view(group) {
-                Some(view) if view.borrow().term >= reported.term => None,
+                Some(view) if view.borrow().term >= reported.term => {
+                    reached!("stale report of a leader passed over");
+                    None
+                }
                 _ => Some(reported),
             },
             (None, None) => None,
@@ -194,8 +199,10 @@ impl Router {
                 None => RouteError::NoLeader,
             };
             if Instant::now() >= deadline {
+                reached!("no leader found in time");
                 return Err(error);
             }
+            reached!("command tried again");
             self.something_changes(group).await;
         }
     }
@@ -227,15 +234,21 @@ impl Router {
         let mut metadata = self.metadata.clone();
         metadata.mark_unchanged();
         let changed = async {
-            match self.driver.view(group) {
+            let told = match self.driver.view(group) {
                 Some(mut view) => {
                     view.mark_unchanged();
                     tokio::select! {
-                        _ = view.changed() => {}
-                        _ = metadata.changed() => {}
+                        biased;
+                        told = view.changed() => told,
+                        told = metadata.changed() => told,
                     }
                 }
-                None => drop(metadata.changed().await),
+                None => metadata.changed().await,
+            };
+            // Whoever would tell is gone: the node is ending, or the group was dropped. That is no change, and coming back at once would
+            // keep the caller's loop from ever yielding.
+            if told.is_err() {
+                std::future::pending::<()>().await;
             }
         };
         let _ = tokio::time::timeout(MOMENT, changed).await;

@@ -252,12 +252,20 @@ mod tests {
         refused(&door.append(with_byte(57, 0x7f)).await, Bad, Reason::InvalidArgument, &["at most 100000"]);
         refused(&door.append(with_byte(26, 9)).await, Bad, Reason::InvalidArgument, &["delta 9"]);
 
-        // Over what a request may be: refused before it is decoded, with the sizes in the words.
-        for _ in 0..8 {
-            let status = door.append(vec![0; 32 << 20].into()).await;
-            assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status:?}");
-            assert!(status.message().contains(&REQUEST_BYTES_MAX.to_string()), "{status:?}");
+        // Over what a request may be: refused before memory is taken for it, whichever door it knocks at.
+        let bound = REQUEST_BYTES_MAX.to_string();
+        for bytes in [REQUEST_BYTES_MAX + 1, 32 << 20, 32 << 20, 32 << 20, 63 << 20] {
+            let status = door.append(vec![0; bytes].into()).await;
+            refused(&status, Bad, Reason::TooLarge, &["the request is ", &bound, "nothing was done", "send less"]);
+            let said = detail(&status);
+            assert!(said.wanted > bytes as u64 && said.limit == REQUEST_BYTES_MAX as u64, "{said:?}");
         }
+        let name = "x".repeat(REQUEST_BYTES_MAX + 1);
+        let create = wire::CreateTopicRequest { name: name.clone(), ..Default::default() };
+        refused(&door.create(create).await, Bad, Reason::TooLarge, &["the request is ", &bound]);
+        let open = wire::OpenSessionRequest { topic: name, ..Default::default() };
+        let status = door.producers.clone().open_session(open).await.expect_err("it is refused");
+        refused(&status, Bad, Reason::TooLarge, &["the request is ", &bound]);
 
         // On a stream one refusal ends neither the stream nor what follows.
         let appends = [vec![0; 70].into(), one_record(b"good")].into_iter().zip(1..).map(|(batch, number)| {
@@ -277,8 +285,26 @@ mod tests {
         assert_eq!(failed.detail.as_ref().map(wire::ErrorDetail::outcome), Some(Outcome::DidNotHappen));
         assert!(matches!(outcomes[&2], Some(wire::append_stream_response::Outcome::Receipt(_))));
 
+        // What is too large ends a stream, after all that was taken before it has its answer: the rest did not happen.
+        let batches = [one_record(b"before"), vec![0; 5 << 20].into(), one_record(b"behind")];
+        let appends = batches.into_iter().zip(1..).map(|(batch, number)| wire::AppendStreamRequest {
+            number,
+            append: Some(wire::AppendRequest { batch, ..to("small", 0) }),
+        });
+        let requests = tokio_stream::iter(appends.collect::<Vec<_>>());
+        let mut answers = door.log.clone().append_stream(requests).await.expect("a stream").into_inner();
+        let mut acknowledged = 0;
+        let status = loop {
+            match answers.message().await {
+                Ok(answer) => acknowledged = answer.expect("the stream ends with a refusal").number,
+                Err(status) => break status,
+            }
+        };
+        refused(&status, Bad, Reason::TooLarge, &["the request is ", &bound]);
+
         assert_eq!(printed(&cluster.balsa(&["read", "t"])), "", "nothing was appended");
-        assert_eq!(printed(&cluster.balsa(&["read", "small"])), "good\n");
+        let small = if acknowledged == 1 { "good\nbefore\n" } else { "good\n" };
+        assert_eq!(printed(&cluster.balsa(&["read", "small"])), small);
         assert!(cluster.nodes[0].resident_bytes() < RESIDENT_BYTES_MAX);
         cluster.nobody_panicked();
     }
@@ -763,6 +789,197 @@ mod tests {
         cluster.nodes[0].start();
         cluster.wait_until_up().await;
         assert_eq!(printed(&cluster.balsa(&["read", "t"])), lines);
+        cluster.nobody_panicked();
+    }
+
+    /// Small segments, so that a short log has sealed ones.
+    const SMALL_SEGMENTS: &str = "segment_bytes = 4194304";
+
+    /// The text of the topic `t` of [`with_sealed_segments`].
+    fn long_text() -> String {
+        let line = "0123456789".repeat(20);
+        (0..100_000).map(|number| format!("{number:06} {line}\n")).collect()
+    }
+
+    /// Three nodes whose only partition has sealed segments, all written, with their indexes.
+    async fn with_sealed_segments(name: &str) -> (Cluster, Vec<PathBuf>) {
+        let cluster = Cluster::start_with(name, 3, SMALL_SEGMENTS).await;
+        expect(&cluster.balsa(&["topic", "create", "t"]), 0, &[]);
+        expect(&cluster.balsa_fed(&["append", "t"], long_text().as_bytes()), 0, &[]);
+        let segments = wait_for("sealed segments on the third node", || {
+            let sealed = sealed_segments(&cluster.nodes[2].dir);
+            (sealed.len() >= 3).then_some(sealed)
+        });
+        (cluster, segments)
+    }
+
+    /// The segments of a node that have an index file beside them, oldest first.
+    fn sealed_segments(dir: &Path) -> Vec<PathBuf> {
+        let groups = fs::read_dir(dir.join("groups")).expect("the groups").flatten();
+        let files = groups.filter_map(|group| fs::read_dir(group.path()).ok()).flat_map(Iterator::flatten);
+        let mut segments: Vec<PathBuf> = files.map(|file| file.path()).collect();
+        segments.retain(|path| path.extension().is_some_and(|ext| ext == "seg") && path.with_extension("idx").exists());
+        segments.sort();
+        segments
+    }
+
+    fn read_from(cluster: &Cluster, node: usize, from: &str) -> Output {
+        balsa_with(&cluster.nodes[node].client.to_string(), &["read", "t", "--partition", "0", "--from", from], b"")
+    }
+
+    async fn every_node_tells_all(cluster: &Cluster) {
+        let text = long_text();
+        for node in 0..3 {
+            wait_until("the node to serve", || async {
+                (printed(&read_from(cluster, node, "earliest")) == text).then_some(())
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn rot_in_a_sealed_segment_fails_the_reads_that_meet_it_and_nothing_else() {
+        let (mut cluster, segments) = with_sealed_segments("bad-sealed").await;
+        let (text, rotten) = (long_text(), &segments[1]);
+        let name = rotten.display().to_string();
+        flip(rotten, 2 << 20);
+        for start_again in [false, true] {
+            if start_again {
+                cluster.nodes[2].kill();
+                cluster.nodes[2].start();
+                cluster.wait_until_up().await;
+            }
+            let damaged = read_from(&cluster, 2, "earliest");
+            expect(&damaged, 7, &[&name, "damaged at position", "other nodes hold the same records", "--servers"]);
+            let served = printed(&damaged);
+            assert!(text.starts_with(&served) && served.len() > 4 << 20, "right up to the damage: {}", served.len());
+            let behind = read_from(&cluster, 2, "99990");
+            assert!(printed(&behind).starts_with(&text[text.len() - 10 * text.len() / 100_000..]), "{}", said(&behind));
+            for node in 0..2 {
+                assert!(
+                    printed(&read_from(&cluster, node, "earliest")).starts_with(&text),
+                    "node {} serves all",
+                    node + 1
+                );
+            }
+            expect(&cluster.balsa(&["append", "t", "more"]), 0, &[]);
+            wait_until("the record on the node with the damage", || async {
+                (printed(&read_from(&cluster, 2, "100000")).lines().next() == Some("more")).then_some(())
+            })
+            .await;
+        }
+        expect(&inspect("segment", rotten), 7, &[&name, "damaged at position"]);
+        flip(rotten, 2 << 20);
+        let whole = printed(&read_from(&cluster, 2, "earliest"));
+        assert!(whole == format!("{text}more\nmore\n"), "with the bytes back all of it is served");
+        cluster.nobody_panicked();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn sealed_segments_that_are_missing_or_cut_are_refused_at_the_start_and_the_others_go_on() {
+        let (mut cluster, segments) = with_sealed_segments("bad-missing").await;
+        assert!(cluster.nodes[2].stop().success());
+        let (aside, text) = (cluster.scratch.0.join("aside"), long_text());
+        let way_out = ["put back the very files", "the other nodes hold the same records"];
+        let folder = segments[0].parent().expect("a folder").display().to_string();
+        let mut refuses = |what: &str, parts: &[&str]| {
+            let (code, said) = cluster.nodes[2].refuses_to_start();
+            assert_eq!(code, 7, "{what}: {said}");
+            for part in parts.iter().chain(&way_out) {
+                assert!(said.contains(part), "{what}: {part:?} is not said: {said}");
+            }
+        };
+        let indexes: Vec<String> = segments.iter().map(|path| file_index(path).to_string()).collect();
+        // Without the oldest the log would start later, as if it had been trimmed.
+        fs::rename(&segments[0], &aside).expect("the segment goes");
+        refuses("the oldest is missing", &["older segment files are missing", "starts at 0"]);
+        fs::rename(&aside, &segments[0]).expect("the segment comes back");
+        for at in 1..segments.len() {
+            fs::rename(&segments[at], &aside).expect("the segment goes");
+            refuses("one is missing", &[&folder, &format!("lacks the log from index {} on", indexes[at])]);
+            fs::rename(&aside, &segments[at]).expect("the segment comes back");
+        }
+        // Cut short, in the middle of a frame and down to nothing; with its index, and without.
+        let (cut, index) = (&segments[2], segments[2].with_extension("idx"));
+        let (whole, kept_index) = (fs::read(cut).expect("a segment"), fs::read(&index).expect("its index"));
+        for len in [whole.len() - 1, whole.len() / 2, 30, 0] {
+            fs::write(cut, &whole[..len]).expect("the cut segment");
+            refuses("cut short", &[&cut.display().to_string(), "damaged at position"]);
+            fs::remove_file(&index).expect("the index goes");
+            refuses("cut short, and no index", &[&cut.display().to_string(), "damaged at position"]);
+            fs::write(&index, &kept_index).expect("the index comes back");
+        }
+        // Rot that the start meets, because the index is gone as well.
+        fs::write(cut, &whole).expect("the whole segment");
+        flip(cut, 1 << 20);
+        fs::remove_file(&index).expect("the index goes");
+        refuses("rot, and no index", &[&cut.display().to_string(), "damaged at position", "checksum differs"]);
+        flip(cut, 1 << 20);
+        // Another segment in its place.
+        fs::copy(&segments[1], cut).expect("the wrong segment");
+        refuses("another's content", &[&cut.display().to_string(), "not the one before its name's index"]);
+        fs::write(cut, &whole).expect("the whole segment");
+
+        for node in 0..2 {
+            assert!(printed(&read_from(&cluster, node, "earliest")) == text, "node {} serves all", node + 1);
+        }
+        expect(&cluster.balsa(&["append", "t", "more"]), 0, &[]);
+        cluster.nodes[2].start();
+        wait_until("the node to tell all", || async {
+            (printed(&read_from(&cluster, 2, "earliest")) == format!("{text}more\n")).then_some(())
+        })
+        .await;
+        cluster.nobody_panicked();
+    }
+
+    /// The index that a segment is named by.
+    fn file_index(path: &Path) -> u64 {
+        path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok()).expect("a number")
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_rotten_missing_or_wrong_index_is_built_anew_and_changes_no_answer() {
+        let (mut cluster, segments) = with_sealed_segments("bad-index").await;
+        let text = long_text();
+        let index = segments[1].with_extension("idx");
+        let good = fs::read(&index).expect("the index");
+        let other = fs::read(segments[2].with_extension("idx")).expect("another index");
+        let at = |position: usize| {
+            let mut bytes = good.clone();
+            bytes[position] ^= 0x10;
+            bytes
+        };
+        let bad = [
+            Some(at(40)),
+            Some(at(good.len() - 20)),
+            Some(at(3)),
+            Some(good[..good.len() / 2].to_vec()),
+            Some(good[..50].to_vec()),
+            Some(Vec::new()),
+            Some(noise(11, good.len())),
+            Some(other),
+            None,
+        ];
+        for (number, bytes) in bad.into_iter().enumerate() {
+            cluster.nodes[2].kill();
+            match bytes {
+                Some(bytes) => fs::write(&index, bytes).expect("the bad index"),
+                None => fs::remove_file(&index).expect("the index goes"),
+            }
+            cluster.nodes[2].start();
+            // By offset first: that is what the index is for.
+            for offset in [20_000, 39_999, 60_000] {
+                let from = wait_until("the node to serve", || async {
+                    let read = read_from(&cluster, 2, &offset.to_string());
+                    read.status.success().then_some(printed(&read))
+                })
+                .await;
+                assert!(from == text[offset * text.len() / 100_000..], "bad index {number}, from {offset}");
+            }
+        }
+        every_node_tells_all(&cluster).await;
+        assert!(cluster.nodes[2].logged().contains("rebuilt"), "it is said in the log");
+        assert_eq!(fs::read(&index).expect("the index"), good, "what is built anew is what was there");
         cluster.nobody_panicked();
     }
 }

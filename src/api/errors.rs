@@ -30,6 +30,14 @@ pub enum ApiError {
         /// Its bound.
         limit: u64,
     },
+    /// The request is larger than any may be; it was not read.
+    #[error("the request is {actual} bytes; at most {limit} are allowed, and nothing was done: send less at a time")]
+    RequestTooLarge {
+        /// Bytes it says it has.
+        actual: u64,
+        /// The bound.
+        limit: u64,
+    },
     /// The record batch is refused.
     #[error("the record batch is refused: {0}")]
     Batch(#[from] BatchError),
@@ -216,7 +224,7 @@ impl ApiError {
             |code, reason, wanted, limit| Told { code, reason, outcome: Outcome::DidNotHappen, wanted, limit };
         match self {
             ApiError::Invalid(_) => did_not(Code::InvalidArgument, Reason::InvalidArgument, 0, 0),
-            ApiError::TooLarge { actual, limit, .. } => {
+            ApiError::TooLarge { actual, limit, .. } | ApiError::RequestTooLarge { actual, limit } => {
                 did_not(Code::InvalidArgument, Reason::TooLarge, *actual, *limit)
             }
             ApiError::Batch(error) => {

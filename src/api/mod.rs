@@ -11,6 +11,8 @@ mod log;
 mod producers;
 mod proxy;
 mod read;
+#[cfg(not(madsim))]
+mod request_size;
 mod room;
 mod stream;
 mod target;
@@ -21,7 +23,9 @@ use crate::group::driver::{forwarded, CommandError};
 use crate::group::effects::ProposeError;
 use crate::ids::{GroupId, NodeId};
 use crate::limits::{APPENDS_HELD_BYTES_MAX, READS_HELD_BYTES_MAX, REQUEST_BYTES_MAX};
+use crate::reached;
 use crate::router::{RouteError, Router};
+use crate::watch;
 use errors::ApiError;
 use proxy::Proxies;
 use rand::rngs::StdRng;
@@ -30,7 +34,7 @@ use room::ReadRoom;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{watch, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
 /// Bytes that one permit of an allowance stands for.
@@ -49,6 +53,18 @@ pub struct Doors {
     random: Arc<Mutex<StdRng>>,
     /// True once the node is about to stop: long streams end.
     stopping: watch::Receiver<bool>,
+}
+
+/// The service with its requests held against the bound on their size.
+#[cfg(not(madsim))]
+fn bounded<S>(service: S) -> request_size::Bounded<S> {
+    request_size::Bounded(service)
+}
+
+/// In the simulation a message has no size on the wire.
+#[cfg(madsim)]
+fn bounded<S>(service: S) -> S {
+    service
 }
 
 impl Doors {
@@ -73,10 +89,10 @@ impl Doors {
             topics_server::TopicsServer,
         };
         server
-            .add_service(TopicsServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
-            .add_service(LogServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
-            .add_service(ProducersServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
-            .add_service(ClusterServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+            .add_service(bounded(TopicsServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX)))
+            .add_service(bounded(LogServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX)))
+            .add_service(bounded(ProducersServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX)))
+            .add_service(bounded(ClusterServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX)))
     }
 
     /// Completes when the node is about to stop.
@@ -161,6 +177,7 @@ impl Doors {
         missing.extend(self.router.missing(group));
         let missing: Vec<NodeId> = missing.into_iter().collect();
         if self.router.lacks_majority(group, &missing) {
+            reached!("quorum told as lost");
             ApiError::NoQuorum { what, missing }
         } else {
             ApiError::NoLeader { what, missing }

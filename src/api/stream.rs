@@ -98,7 +98,7 @@ impl AppendStream {
         mut requests: Streaming<wire::AppendStreamRequest>,
         mut outcomes: mpsc::UnboundedReceiver<(u64, Result<Committed, CommandError>)>,
     ) {
-        let mut open = true;
+        let (mut open, mut last_word) = (true, None);
         while open || !self.under_way.is_empty() || !self.answers.queued.is_empty() {
             let room = open && self.under_way.len() + self.answers.queued.len() < STREAM_APPENDS_INFLIGHT_MAX;
             tokio::select! {
@@ -111,10 +111,19 @@ impl AppendStream {
                 request = requests.message(), if room => match request {
                     Ok(Some(request)) => self.take(request).await,
                     Ok(None) => open = false,
+                    // A refusal of our own: it ends the stream once all that was taken is answered, so that whatever has no
+                    // answer by then did not happen, as the refusal says.
+                    Err(refusal) if !refusal.details().is_empty() => {
+                        open = false;
+                        last_word = Some(refusal);
+                    }
                     // The client is gone; what was handed over goes on without an audience.
                     Err(_) => return,
                 },
             }
+        }
+        if let Some(refusal) = last_word {
+            let _ = self.answers.to.send(Err(refusal)).await; // nobody listens any more: nobody is to be told
         }
     }
 

@@ -192,6 +192,9 @@ fn advice(error: &ClientError) -> Option<&'static str> {
         ClientError::Refused { reason: Reason::SessionEpochOld, .. } => {
             Some("somebody else opened the session since; only the latest holder appends")
         }
+        ClientError::Refused { reason: Reason::Corruption, .. } => Some(
+            "other nodes hold the same records: name one of them with --servers, or read behind the damage with --from",
+        ),
         ClientError::RecordTooLarge { .. } => {
             Some("`balsa topic alter NAME --batch-bytes-max N` raises a topic's own bound")
         }

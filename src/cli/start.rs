@@ -6,7 +6,7 @@ use super::up::{check_ports_of_new, ClusterDir};
 use crate::clock::Clock;
 use crate::disk::real::RealDisk;
 use crate::node::config::NodeConfig;
-use crate::node::World;
+use crate::node::{Sizes, World};
 use crate::telemetry;
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,10 @@ use std::sync::Arc;
 
 /// Where a node without a configuration keeps everything.
 const DIR_DEFAULT: &str = "./balsa-data";
+/// What to do about damage, as long as a node can't repair itself from the others.
+const DAMAGE_WAY_OUT: &str =
+    "nothing of it was dropped: put back the very files that this node left, or leave it stopped and keep \
+    its directory; the other nodes hold the same records";
 /// Names the process that a node stops with; set by `balsa up` for its children.
 pub(super) const PARENT_ENV: &str = "BALSA_PARENT_PID";
 
@@ -45,12 +49,18 @@ pub(super) async fn run(args: StartArgs) -> Result<(), Failure> {
         }
     };
     let disk = RealDisk::new().map_err(|error| Failure::failed(format!("cannot start the disk's threads: {error}")))?;
-    let world = World { disk: Arc::new(disk), clock: Clock::default(), seed: rand::random(), observer: None };
+    let world = World {
+        disk: Arc::new(disk),
+        clock: Clock::default(),
+        seed: rand::random(),
+        observer: None,
+        sizes: Sizes::default(),
+    };
     let place = (config.node_id, config.data_dir.display().to_string());
     crate::node::run(config, world, logger, shutdown).await.map_err(|error| {
         let message = format!("node {} in {}: {}", place.0, place.1, telemetry::chain(&error));
         if error.is_corruption() {
-            Failure::corruption(message)
+            Failure::corruption(format!("{message}\n  {DAMAGE_WAY_OUT}"))
         } else {
             Failure::failed(message)
         }

@@ -8,6 +8,7 @@ use super::retry::{Backoff, Deadline};
 use super::{log_client, wire, Client, ClientError, Outcome, Reason};
 use crate::batch::{self, Record};
 use crate::ids::{Offset, TimestampMs};
+use crate::reached;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -201,6 +202,7 @@ impl Reader {
             } else if !error.is_passing() || (!self.options.follow && deadline.passed()) {
                 return Err(error);
             }
+            reached!("stream of records resumed");
             let connections = &self.client.shared.connections;
             connections.next_turn(&address);
             hint = error.leader().map(|leader| leader.address.clone());

@@ -11,6 +11,7 @@
 //!
 //! Faults are ordered by tests: the n-th write or sync that fails or hangs, a capacity, delays, rot. It refuses to draw
 //! any by itself. Futures are ready at once unless a delay or a hang was asked for, so that pure tests need no runtime.
+//! An [`Onlooker`] is told of each operation the moment it is done, and may freeze the disk right there.
 
 mod paged;
 mod state;
@@ -22,6 +23,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use state::{not_found, Change, Node, State};
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -109,6 +111,9 @@ pub enum Survival {
     /// Of a write, the n-th sector it touches made it if bit n (modulo 64) is set; anything else goes by bit 0.
     Sectors(u64),
 }
+
+/// Told of each operation that changed the disk, on the task that asked for it, before that task goes on.
+pub type Onlooker = Arc<dyn Fn(&Operation) + Send + Sync>;
 
 /// The simulated disk; clones are handles on the same one.
 #[derive(Clone, Default)]
@@ -222,7 +227,44 @@ impl SimDisk {
 
     /// Makes each operation of a kind take this long.
     pub fn set_delay(&self, kind: OperationKind, delay: Duration) {
-        self.state().delays.insert(kind, delay);
+        self.set_delays(kind, delay..=delay);
+    }
+
+    /// Makes each operation of a kind take a time drawn from this range.
+    pub fn set_delays(&self, kind: OperationKind, delays: RangeInclusive<Duration>) {
+        self.state().delays.insert(kind, delays);
+    }
+
+    /// Decides what is drawn for delays.
+    pub fn seed_delays(&self, seed: u64) {
+        self.state().delay_seed = seed;
+    }
+
+    /// Has somebody look on from here on; not over a crash or a restart.
+    pub fn set_onlooker(&self, onlooker: Option<Onlooker>) {
+        self.state().onlooker = onlooker;
+    }
+
+    /// Paths of all files, sorted.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let state = self.state();
+        let files = state.names.iter().filter(|(_, node)| matches!(node, Node::File(_)));
+        files.map(|(path, _)| path.clone()).collect()
+    }
+
+    /// A file's live bytes; `None` if it is not there.
+    #[must_use]
+    pub fn content(&self, path: &Path) -> Option<Bytes> {
+        let state = self.state();
+        let inode = state.inodes.get(&state.file(path).ok()?)?;
+        Some(inode.live.read(0, inode.live.len() as usize))
+    }
+
+    /// Bytes of all files together.
+    #[must_use]
+    pub fn bytes_used(&self) -> u64 {
+        self.state().bytes_used()
     }
 
     /// Rot: flips bits of the byte at `position`, live and durable. False if the file has no such byte.
@@ -301,7 +343,7 @@ impl SimDisk {
                     let mut state = disk.state();
                     state.alive()?;
                     let done = work(&mut state)?;
-                    state.record(operation);
+                    finish(state, operation);
                     Ok(done)
                 }
             }
@@ -309,7 +351,7 @@ impl SimDisk {
     }
 
     async fn wait_for_turn(&self, kind: OperationKind) {
-        let delay = self.state().delays.get(&kind).copied().unwrap_or_default();
+        let delay = self.state().draw_delay(kind);
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
@@ -317,6 +359,19 @@ impl SimDisk {
 
     fn name_operation(&self, kind: OperationKind, path: &Path) -> Operation {
         Operation { kind, path: path.to_owned(), position: 0, len: 0 }
+    }
+}
+
+/// Counts an operation that was done and tells the onlooker of it, who finds the disk unlocked.
+fn finish(mut state: MutexGuard<'_, State>, operation: Operation) {
+    if operation.kind == OperationKind::Read {
+        return;
+    }
+    state.record(&operation);
+    let onlooker = state.onlooker.clone();
+    drop(state);
+    if let Some(onlooker) = onlooker {
+        onlooker(&operation);
     }
 }
 
@@ -468,7 +523,7 @@ impl SimFile {
                 None => {
                     let mut state = file.disk.state();
                     state.change(file.inode, end, changes)?;
-                    state.record(operation);
+                    finish(state, operation);
                     Ok(())
                 }
             }
@@ -519,7 +574,7 @@ impl DiskFile for SimFile {
                 None => {
                     let mut state = file.disk.state();
                     state.sync(file.inode)?;
-                    state.record(operation);
+                    finish(state, operation);
                     Ok(())
                 }
             }

@@ -193,6 +193,28 @@ fn what_a_failed_sync_should_have_covered_stays_in_doubt() {
 }
 
 #[test]
+fn what_is_written_and_synced_over_a_doubtful_write_is_certain() {
+    let disk = SimDisk::new();
+    let (path, file) = sim_file(&disk);
+    let effect = FaultEffect::Fail(ErrorKind::Other);
+    disk.inject(Fault { kind: OperationKind::Sync, path_contains: "file".to_owned(), skip: 0, effect });
+    assert!(now(file.write_and_sync(0, vec![Bytes::from_static(b"in doubt")])).is_err());
+    now(file.write_and_sync(3, vec![Bytes::from_static(b"sure")])).expect("synced");
+    assert_eq!(content(&disk.fork().crash_with(&mut |_| Survival::Lost), &path), b"\0\0\0sure");
+    assert_eq!(content(&disk.crash_with(&mut |_| Survival::Kept), &path), b"in suret");
+}
+
+#[test]
+fn a_directory_made_anew_outlives_the_removal_of_its_predecessor() {
+    let disk = SimDisk::new();
+    let dir = Path::new("/made/anew");
+    now(disk.create_dir_all(dir)).expect("created");
+    now(disk.remove_dir_all(dir)).expect("removed");
+    now(disk.create_dir_all(dir)).expect("created again");
+    assert!(now(disk.crash_with(&mut |_| Survival::Lost).list(dir)).expect("it is there").is_empty());
+}
+
+#[test]
 fn faults_strike_the_nth_operation_once_and_a_capacity_refuses() {
     let disk = SimDisk::new();
     let (path, file) = sim_file(&disk);

@@ -6,6 +6,7 @@ use super::membership::ChangeRefusal;
 use crate::ids::{Digest, LogIndex, NodeId, Offset, ReplicaId, Term, TimestampMs};
 use crate::journal::base::Base;
 use crate::journal::GroupWrite;
+use crate::planted;
 use crate::segments::verdict::Verdict;
 use crate::segments::Frame;
 use raft::eraftpb::Message;
@@ -185,7 +186,7 @@ impl ProposeError {
     #[must_use]
     pub fn may_have_happened(&self) -> bool {
         match self {
-            ProposeError::LostLeadership { .. } => true,
+            ProposeError::LostLeadership { .. } => !planted!("lost-leadership-told-as-refusal"),
             ProposeError::NotLeader { .. }
             | ProposeError::TransferUnderWay { .. }
             | ProposeError::NoVoterThere { .. }

@@ -6,6 +6,7 @@
 //! durable yet (Raft aborts if such a replica wins). A held-back replica still votes: its timer stands still short of the timeout,
 //! but beyond the span in which a follower ignores candidates.
 
+use crate::reached;
 use raft::StateRole;
 
 /// Ticks between the campaigns of two neighbours in rank after their leader's node was lost.
@@ -91,6 +92,9 @@ impl Elections {
             return Timer { timeout: self.timeout, elapsed: standing.elapsed };
         }
         if !standing.may_campaign {
+            if standing.elapsed + 2 >= 2 * self.election_ticks {
+                reached!("campaign held back");
+            }
             let timeout = 2 * self.election_ticks - 1;
             return Timer { timeout, elapsed: standing.elapsed.min(timeout - 2) };
         }

@@ -7,6 +7,7 @@
 use super::reads::CONTEXT_LEN;
 use crate::ids::ReplicaId;
 use crate::limits::{ENTRY_BYTES_MAX, RAFT_MESSAGE_BYTES_MAX};
+use crate::{planted, reached};
 use prost::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
 use raft::{Raft, StateRole, Storage};
@@ -119,7 +120,9 @@ pub(super) fn check<T: Storage>(raft: &Raft<T>, message: &Message) -> Result<Mes
         }
         MessageType::MsgHeartbeat => {
             check_leader(raft, message)?;
-            check_within_log(raft, message.term >= raft.term, message.commit)?;
+            let overlooked =
+                [planted!("commit-beyond-last-index"), planted!("commit-beyond-the-matched")].contains(&true);
+            check_within_log(raft, message.term >= raft.term && !overlooked, message.commit)?;
         }
         MessageType::MsgSnapshot => check_leader(raft, message)?,
         MessageType::MsgAppendResponse => {
@@ -155,15 +158,26 @@ pub(super) fn check<T: Storage>(raft: &Raft<T>, message: &Message) -> Result<Mes
 /// A delayed rejection made a leader's next index fall to or below what the follower has acknowledged (reproduced; mended on
 /// raft's master only): one at or below the match is dropped, one above it does not reach below it.
 pub(super) fn mend<T: Storage>(raft: &Raft<T>, mut message: Message) -> Option<Message> {
+    let log = &raft.raft_log;
+    let asks_vote = matches!(message.msg_type(), MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+    if planted!("vote-without-up-to-date-check") && asks_vote {
+        (message.index, message.log_term) =
+            (message.index.max(log.last_index()), message.log_term.max(log.last_term()));
+    }
+    if planted!("commit-beyond-the-matched") && message.msg_type() == MessageType::MsgHeartbeat {
+        message.commit = message.commit.min(log.last_index());
+    }
     let rejects = message.msg_type() == MessageType::MsgAppendResponse && message.reject;
     if !rejects || raft.state != StateRole::Leader || message.term != raft.term {
         return Some(message);
     }
     let matched = raft.prs().get(message.from).map_or(0, |progress| progress.matched);
     if matched > 0 && message.index <= matched {
+        reached!("late rejection dropped");
         return None;
     }
     if message.reject_hint < matched {
+        reached!("late rejection mended");
         message.reject_hint = matched;
         message.log_term = 0;
     }
@@ -200,6 +214,7 @@ fn check_fields(kind: MessageType, message: &Message) -> Result<(), StepRefusal>
 fn check_leader<T: Storage>(raft: &Raft<T>, message: &Message) -> Result<(), StepRefusal> {
     let leader = if raft.state == StateRole::Leader { raft.id } else { raft.leader_id };
     if message.term == raft.term && leader != 0 && leader != message.from {
+        reached!("second leader of a term refused");
         let (from, leader) = (ReplicaId(message.from), ReplicaId(leader));
         return Err(StepRefusal::SecondLeader { from, term: message.term, leader });
     }
@@ -209,6 +224,7 @@ fn check_leader<T: Storage>(raft: &Raft<T>, message: &Message) -> Result<(), Ste
 fn check_within_log<T: Storage>(raft: &Raft<T>, applies: bool, index: u64) -> Result<(), StepRefusal> {
     let last = raft.raft_log.last_index();
     if applies && index > last {
+        reached!("message beyond the log refused");
         return Err(StepRefusal::BeyondLog { index, last });
     }
     Ok(())

@@ -7,6 +7,7 @@ use super::effects::ProposeError;
 use super::machine::StateMachine;
 use super::replica::Replica;
 use crate::ids::{NodeId, ReplicaId, Term};
+use crate::reached;
 use raft::{ProgressState, SnapshotStatus, StateRole, INVALID_ID};
 use slog::info;
 use std::collections::BTreeMap;
@@ -22,7 +23,10 @@ impl<S: StateMachine> Replica<S> {
             return Err(self.not_leader());
         }
         let target = self.voters().into_iter().find(|id| id.node() == to);
-        let target = target.ok_or(ProposeError::NoVoterThere { node: to })?;
+        let target = target.ok_or_else(|| {
+            reached!("transfer refused, no voter is there");
+            ProposeError::NoVoterThere { node: to }
+        })?;
         self.raw_node.transfer_leader(target.0);
         Ok(())
     }
@@ -39,6 +43,7 @@ impl<S: StateMachine> Replica<S> {
         raft.become_follower(term, INVALID_ID);
         self.wake();
         let followers: Vec<ReplicaId> = self.voters().into_iter().filter(|id| *id != lost).collect();
+        reached!("leader's node lost, campaign hurried");
         if let Some(place) = followers.iter().position(|id| *id == self.options.id) {
             // Turned by the group's number, so that the groups of a lost node spread over the others.
             let turn = (self.options.group.0 % followers.len() as u64) as usize;
@@ -98,10 +103,14 @@ impl<S: StateMachine> Replica<S> {
         }
         match self.best_successor() {
             Some(successor) => {
+                reached!("leader that must not lead hands over");
                 self.step_down_at = Some(self.ticks + self.options.election_ticks as u64);
                 self.raw_node.transfer_leader(successor.0);
             }
-            None => self.step_down(),
+            None => {
+                reached!("leader that must not lead stops alone");
+                self.step_down();
+            }
         }
     }
 
@@ -132,6 +141,7 @@ impl<S: StateMachine> Replica<S> {
 
     pub(super) fn tick_leader(&mut self) {
         if self.step_down_at.is_some_and(|at| self.ticks >= at) {
+            reached!("hand-over took too long");
             self.step_down();
             return;
         }
@@ -150,6 +160,7 @@ impl<S: StateMachine> Replica<S> {
         let lost = self.snapshots_since.iter().filter(|(_, since)| self.ticks >= **since + patience);
         let lost: Vec<u64> = lost.map(|(id, _)| *id).collect();
         for id in lost {
+            reached!("snapshot given up as lost");
             self.snapshots_since.remove(&id);
             self.raw_node.report_snapshot(id, SnapshotStatus::Failure);
         }

@@ -5,6 +5,7 @@
 //! the middle of a term expires nobody's session. Order and acknowledgement never depend on any of this.
 
 use crate::ids::TimestampMs;
+use crate::{planted, reached};
 
 /// Whether this node's wall clock is near the majority's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -73,7 +74,10 @@ impl LogTime {
     pub(super) fn stamp(&mut self) -> TimestampMs {
         let wanted = match self.trust {
             ClockTrust::Trusted => self.now,
-            ClockTrust::Untrusted => TimestampMs(self.last.0.saturating_add(self.ticked_ms(self.last_tick))),
+            ClockTrust::Untrusted => {
+                reached!("clock distrusted, stamped by ticks");
+                TimestampMs(self.last.0.saturating_add(self.ticked_ms(self.last_tick)))
+            }
         };
         let bound = match self.anchor {
             None => wanted,
@@ -82,12 +86,20 @@ impl LogTime {
                 TimestampMs(first.0.saturating_add(ticked + ticked / 8 + self.slack_ms))
             }
         };
-        self.saw(wanted.min(bound));
+        if wanted > bound {
+            reached!("log time held back");
+        }
+        self.saw(if planted!("log-time-follows-any-clock") { self.now } else { wanted.min(bound) });
         if self.trust == ClockTrust::Trusted {
             // Counted ticks are no anchor: a leader that comes to trust its clock later may catch up with it, once.
             self.anchor.get_or_insert((self.last, self.ticks));
         }
         self.last
+    }
+
+    /// This node's clock, as of the last tick.
+    pub(super) fn local(&self) -> TimestampMs {
+        self.now
     }
 
     fn ticked_ms(&self, since: u64) -> u64 {

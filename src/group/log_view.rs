@@ -12,6 +12,7 @@ use super::terms::TermRuns;
 use crate::ids::{LogIndex, Term};
 use crate::journal::base::Base;
 use crate::limits::{RAFT_MESSAGE_BYTES_MAX, REPLICAS_MAX};
+use crate::{planted, reached};
 use bytes::BytesMut;
 use prost::Message as _;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata};
@@ -98,7 +99,8 @@ impl LogView {
             self.terms.last_index()
         );
         self.terms.truncate_from(first);
-        while self.cached.back().is_some_and(|entry| entry.index >= first.0) {
+        let kept = |entry: &Entry| entry.index < first.0 || planted!("overwritten-suffix-kept-in-cache");
+        while self.cached.back().is_some_and(|entry| !kept(entry)) {
             let dropped = self.cached.pop_back();
             self.cached_bytes -= dropped.map_or(0, |entry| entry.encoded_len());
         }
@@ -116,8 +118,10 @@ impl LogView {
     /// Starts anew behind an installed snapshot.
     pub(super) fn install(&mut self, index: LogIndex, term: Term) {
         self.terms = TermRuns::empty(index, term);
-        self.cached.clear();
-        self.cached_bytes = 0;
+        if !planted!("snapshot-installed-and-log-kept") {
+            self.cached.clear();
+            self.cached_bytes = 0;
+        }
         self.applied = index;
         self.changes.clear();
         self.oldest = None;
@@ -179,8 +183,10 @@ impl LogView {
                 entry.index == index && self.terms.term_of(LogIndex(index)) == Some(Term(entry.term))
             });
         if !fits {
+            reached!("fetched entries not wanted any more");
             return Vec::new();
         }
+        reached!("entries for a follower fetched from segments");
         wanted.arrived.insert(open.lo, entries);
         open.contexts
     }
@@ -194,6 +200,7 @@ impl LogView {
     pub(super) fn hold_base(&mut self, base: &Base) {
         self.wanted.get_mut().base_open = false;
         if base.index.next() < self.terms.first_index() || base.index > self.applied {
+            reached!("base fetched too late");
             return;
         }
         let mut data = BytesMut::with_capacity(base.encoded_len());
@@ -269,6 +276,7 @@ impl Storage for LogView {
             return Ok(take_within(arrived[..count].iter(), bytes_max));
         }
         assert!(context.can_async(), "raft wants entries from {low} at once, which are applied and left the cache");
+        reached!("entries not in memory, raft waits");
         self.want_entries(low, high.min(cached_first), bytes_max, context);
         Err(StorageError::LogTemporarilyUnavailable.into())
     }
@@ -291,8 +299,12 @@ impl Storage for LogView {
 
     fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
         match &self.oldest {
-            Some(snapshot) if snapshot.get_metadata().index >= request_index => Ok(snapshot.clone()),
+            Some(snapshot) if snapshot.get_metadata().index >= request_index => {
+                reached!("snapshot sent");
+                Ok(snapshot.clone())
+            }
             _ => {
+                reached!("snapshot not at hand, raft waits");
                 let wanted = &mut *self.wanted.borrow_mut();
                 if !wanted.base_open {
                     wanted.base_open = true;

@@ -8,6 +8,7 @@
 
 use crate::ids::ReplicaId;
 use crate::limits::REPLICAS_MAX;
+use crate::{planted, reached};
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState};
 use std::collections::BTreeSet;
 
@@ -142,7 +143,8 @@ pub(super) fn check(changes: &[MemberChange], situation: &Situation<'_>) -> Resu
     if changes.is_empty() || named.len() < changes.len() || named.contains(&0) {
         return Err(ChangeRefusal::Malformed);
     }
-    if !situation.term_committed {
+    if !situation.term_committed && !planted!("change-before-term-commit") {
+        reached!("change refused before the term's first commit");
         return Err(ChangeRefusal::TermNotCommitted);
     }
     if situation.change_pending || is_joint(conf) {
@@ -167,6 +169,7 @@ pub(super) fn check(changes: &[MemberChange], situation: &Situation<'_>) -> Resu
                 if lag > limit {
                     return Err(ChangeRefusal::NotCaughtUp { replica: id, lag, limit });
                 }
+                reached!("learner may be promoted");
                 voters.insert(id.0);
             }
             MemberChange::Demote(_) => {

@@ -38,5 +38,6 @@ mod reads;
 pub mod replica;
 pub mod sleep;
 pub mod status;
+mod tampering;
 pub mod terms;
 mod turn;

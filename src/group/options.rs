@@ -4,6 +4,7 @@ use crate::ids::{GroupId, LogIndex, ReplicaId};
 use crate::limits::{
     NODES_MAX, RAFT_INFLIGHT_MESSAGES_MAX, RAFT_MESSAGE_BYTES_MAX, RAFT_UNCOMMITTED_BYTES_MAX, TAIL_CACHE_BYTES,
 };
+use crate::planted;
 use raft::{Config, ReadOnlyOption};
 
 /// Bytes of committed entries applied in one turn, so that a replica that catches up does not hold up the others.
@@ -67,8 +68,8 @@ impl ReplicaOptions {
             applied: applied.0,
             max_size_per_msg: self.message_bytes_max,
             max_inflight_msgs: self.inflight_messages_max,
-            check_quorum: true,
-            pre_vote: true,
+            check_quorum: !planted!("no-check-quorum"),
+            pre_vote: !planted!("no-pre-vote"),
             read_only_option: ReadOnlyOption::Safe,
             skip_bcast_commit: false,
             batch_append: true,

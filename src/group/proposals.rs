@@ -9,6 +9,7 @@ use super::entry::{COMMAND_HEADER_LEN, HEADER_LEN};
 use crate::ids::{Digest, LogIndex, ReplicaId, Term, TimestampMs};
 use crate::limits::{ENTRY_COALESCED_BYTES_MAX, ENTRY_COMMANDS_MAX};
 use crate::segments::verdict::Verdict;
+use crate::{planted, reached};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -75,6 +76,9 @@ impl Proposals {
             batch.commands.push(command);
             batch.tokens.push(token);
         }
+        if batch.commands.len() > 1 {
+            reached!("commands coalesced into one entry");
+        }
         (!batch.commands.is_empty()).then_some(batch)
     }
 
@@ -101,11 +105,12 @@ impl Proposals {
             assert!(at == index, "entry {at} was applied without an answer for those who wait for it");
             let waiting = first.remove();
             self.waiting_count -= waiting.tokens.len();
-            if term == by {
+            if term == by || planted!("superseded-acknowledged") {
                 assert_eq!(waiting.tokens.len(), verdicts.len(), "a verdict for each command of entry {index}");
                 let applied = |verdict: &Verdict| Answer::Applied { index, term, timestamp, verdict: *verdict, chain };
                 answers.extend(waiting.tokens.into_iter().zip(verdicts.iter().map(applied)));
             } else {
+                reached!("proposal superseded");
                 fail(waiting, &ProposeError::Superseded { index, term, by }, answers);
             }
         }
@@ -152,6 +157,7 @@ impl Proposals {
         for (index, term) in keys {
             let Some(waiting) = self.waiting.remove(&(index, term)) else { continue };
             self.waiting_count -= waiting.tokens.len();
+            reached!("leadership lost, outcome unknown");
             fail(waiting, &ProposeError::LostLeadership { index, term, leader }, answers);
         }
     }

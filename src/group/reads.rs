@@ -7,6 +7,7 @@
 
 use super::effects::{Answer, ProposeError, Token};
 use crate::ids::{LogIndex, Offset, ReplicaId};
+use crate::{planted, reached};
 use std::collections::BTreeMap;
 
 /// Length of a read's context in bytes.
@@ -77,6 +78,7 @@ impl Reads {
         for first in overdue {
             let (counter, context) = self.next_context();
             if let Some(asked) = self.asked.get_mut(&first) {
+                reached!("read asked for again");
                 asked.asked_tick = tick;
                 asked.contexts.push(counter);
                 self.contexts.insert(counter, first);
@@ -101,7 +103,7 @@ impl Reads {
     /// Everything through `index` is applied, and the tail there is `tail`.
     pub(super) fn applied(&mut self, index: LogIndex, tail: Offset, answers: &mut Vec<(Token, Answer)>) {
         while let Some(first) = self.confirmed.first_entry() {
-            if *first.key() > index {
+            if *first.key() > index && !planted!("read-answered-before-applied") {
                 break;
             }
             for Confirmed { tokens, .. } in first.remove() {
@@ -146,6 +148,9 @@ impl Reads {
             });
             !waiting.is_empty()
         });
+        if !failed.is_empty() {
+            reached!("read not confirmed in time");
+        }
         self.fail(failed, error, answers);
     }
 
@@ -166,6 +171,9 @@ impl Reads {
 
     fn next_context(&mut self) -> (u64, Vec<u8>) {
         self.counter += 1;
+        if planted!("read-index-context-reused") {
+            self.counter %= 2;
+        }
         let context = [self.replica.0, self.boot, self.counter].map(u64::to_le_bytes).concat();
         (self.counter, context)
     }

@@ -24,6 +24,7 @@ use crate::ids::{Digest, LogIndex, ReplicaId, Term, TimestampMs};
 use crate::journal::base::Base;
 use crate::journal::RecoveredGroup;
 use crate::limits::{COMMAND_BYTES_MAX, PROPOSALS_WAITING_MAX, READS_WAITING_MAX};
+use crate::{planted, reached};
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, Message, MessageType, Snapshot};
 use raft::{RawNode, SnapshotStatus, StateRole, INVALID_ID};
@@ -119,11 +120,14 @@ impl<S: StateMachine> Replica<S> {
         }
         let last = check_entries(&base, &entries)?;
         // A base moves without the hard state: its index was committed, whatever that says.
-        hard_state.commit = hard_state.commit.max(base.index.0);
+        if !planted!("commit-index-regressing") {
+            hard_state.commit = hard_state.commit.max(base.index.0);
+        }
         if hard_state.commit > last.0 {
             return Err(ReplicaError::CommitBeyondLog { commit: LogIndex(hard_state.commit), last });
         }
         if hard_state.term < base.term.0 {
+            reached!("base of a later term than the hard state");
             (hard_state.term, hard_state.vote) = (base.term.0, INVALID_ID); // never voted in the base's term
         }
         if entries.last().is_some_and(|entry| entry.term > hard_state.term) {
@@ -178,7 +182,10 @@ impl<S: StateMachine> Replica<S> {
         let raft = &mut self.raw_node.raft;
         raft.set_randomized_election_timeout(timer.timeout);
         raft.election_elapsed = timer.elapsed;
-        self.raw_node.tick();
+        match planted!("campaign-with-unapplied-change") {
+            true => self.overlooking_unapplied(|node| node.tick()),
+            false => self.raw_node.tick(),
+        };
         if self.raw_node.raft.state != StateRole::Leader && self.raw_node.raft.election_elapsed == 0 {
             self.elections.campaigned();
         }
@@ -210,10 +217,20 @@ impl<S: StateMachine> Replica<S> {
         }
         match kind {
             MessageType::MsgSnapshot => self.step_snapshot(message)?,
-            MessageType::MsgTimeoutNow if !self.may_campaign() => return Err(StepRefusal::MayNotCampaign),
+            MessageType::MsgTimeoutNow if !self.may_campaign() => {
+                reached!("transfer refused by one who may not campaign");
+                return Err(StepRefusal::MayNotCampaign);
+            }
             _ => {
                 let Some(message) = inbound::mend(&self.raw_node.raft, message) else { return Ok(()) };
+                if planted!("truncation-into-the-committed") {
+                    self.truncate_behind(&message);
+                }
                 self.step_raft(message)?;
+                let asked = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+                if planted!("timer-reset-by-refused-vote") && asked {
+                    self.raw_node.raft.election_elapsed = 0;
+                }
             }
         }
         self.note_role();
@@ -315,7 +332,15 @@ impl<S: StateMachine> Replica<S> {
     /// What the log through the applied index amounts to, captured now.
     #[must_use]
     pub fn base(&self) -> Base {
-        Base { state: self.machine.snapshot(), ..self.applied.clone() }
+        let mut base = Base { state: self.machine.snapshot(), ..self.applied.clone() };
+        let in_term = |index| self.raw_node.raft.raft_log.match_term(index, self.applied.term.0);
+        if planted!("applied-index-ahead-of-data") && in_term(base.index.0 + 1) {
+            base.index.0 += 1;
+        }
+        if planted!("applied-index-behind-data") && in_term(base.index.0 - 1) {
+            base.index.0 -= 1;
+        }
+        base
     }
 
     /// The state machine.
@@ -392,7 +417,8 @@ impl<S: StateMachine> Replica<S> {
     /// Whether a campaign is allowed and can't harm: Raft aborts if a replica wins whose log is not durable, or looks for
     /// entries that an installed snapshot has replaced.
     fn may_campaign(&self) -> bool {
-        self.may_lead && self.unsynced_log.is_none() && self.installing.is_none() && self.raw_node.snap().is_none()
+        let synced = self.unsynced_log.is_none() || planted!("campaign-with-unapplied-change");
+        self.may_lead && synced && self.installing.is_none() && self.raw_node.snap().is_none()
     }
 
     fn standing(&self) -> Standing {
@@ -433,7 +459,11 @@ impl<S: StateMachine> Replica<S> {
 
     fn step_raft(&mut self, message: Message) -> Result<(), StepRefusal> {
         let from = ReplicaId(message.from);
-        match self.raw_node.step(message) {
+        let stepped = match planted!("campaign-with-unapplied-change") {
+            true => self.overlooking_unapplied(|node| node.step(message)),
+            false => self.raw_node.step(message),
+        };
+        match stepped {
             Ok(()) | Err(raft::Error::ProposalDropped) => Ok(()),
             Err(raft::Error::StepPeerNotFound) => Err(StepRefusal::NotMember { from }),
             Err(_) => Err(StepRefusal::Malformed("raft refuses it")),
@@ -445,12 +475,16 @@ impl<S: StateMachine> Replica<S> {
         let raft = &self.raw_node.raft;
         let snapshot = message.get_snapshot();
         let (index, term) = (snapshot.get_metadata().index, snapshot.get_metadata().term);
-        let refuse = |reason: &str| StepRefusal::Snapshot { index, reason: reason.to_owned() };
+        let refuse = |reason: &str| {
+            reached!("snapshot refused");
+            StepRefusal::Snapshot { index, reason: reason.to_owned() }
+        };
         if message.term < raft.term || index <= raft.raft_log.committed {
             // Late: Raft answers it without looking inside, unless it contradicts what is committed.
             if index > 0 && index == raft.raft_log.committed && !raft.raft_log.match_term(index, term) {
                 return Err(refuse("it contradicts what is committed"));
             }
+            reached!("late snapshot");
             return self.step_raft(message);
         }
         let base = decode_snapshot(snapshot, self.options.id).map_err(refuse)?;

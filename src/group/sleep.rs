@@ -10,6 +10,7 @@
 
 use super::machine::StateMachine;
 use super::replica::Replica;
+use crate::{planted, reached};
 use raft::eraftpb::{Message, MessageType};
 use raft::StateRole;
 
@@ -42,7 +43,10 @@ impl<S: StateMachine> Replica<S> {
     pub fn is_idle(&self) -> bool {
         let raft = &self.raw_node.raft;
         let last = raft.raft_log.last_index();
-        let knows_all = |progress: &raft::Progress| progress.matched == last && progress.committed_index == last;
+        let knows_all = |progress: &raft::Progress| {
+            planted!("group-asleep-with-unmatched-voter")
+                || (progress.matched == last && progress.committed_index == last)
+        };
         self.is_leader()
             && self.may_lead
             && raft.lead_transferee.is_none()
@@ -58,9 +62,11 @@ impl<S: StateMachine> Replica<S> {
         assert!(self.is_idle(), "a group with something to do does not sleep");
         let raft = &mut self.raw_node.raft;
         let (me, term, commit) = (raft.id, raft.term, raft.raft_log.committed);
-        let mut followers: Vec<u64> = raft.prs().iter().map(|(id, _)| *id).filter(|id| *id != me).collect();
+        let followers = raft.prs().iter().filter(|(id, _)| **id != me);
+        let mut followers: Vec<(u64, u64)> = followers.map(|(id, progress)| (*id, progress.matched)).collect();
         followers.sort_unstable();
-        for to in followers {
+        for (to, matched) in followers {
+            let commit = commit.min(matched); // as in every heartbeat
             let mut last = Message { from: me, to, term, commit, context: SLEEP.into(), ..Message::default() };
             last.set_msg_type(MessageType::MsgHeartbeat);
             raft.msgs.push(last);
@@ -72,6 +78,7 @@ impl<S: StateMachine> Replica<S> {
     pub fn wake(&mut self) {
         self.sleep.idle_ticks = 0;
         if std::mem::take(&mut self.sleep.asleep) {
+            reached!("sleeper woken");
             // While it slept nobody was to be heard; that is nobody's silence.
             self.heard.values_mut().for_each(|heard| *heard = self.ticks);
         }
@@ -84,8 +91,10 @@ impl<S: StateMachine> Replica<S> {
 
     /// Whether a message finds the replica asleep and should not wake it: the answer to the heartbeat that sent the group to sleep.
     pub(super) fn sleeps_through(&self, message: &Message) -> bool {
+        let kind = message.msg_type();
+        let late_append = planted!("group-asleep-with-unmatched-voter") && kind == MessageType::MsgAppendResponse;
         self.sleep.asleep
-            && message.msg_type() == MessageType::MsgHeartbeatResponse
+            && (kind == MessageType::MsgHeartbeatResponse || late_append)
             && message.term <= self.raw_node.raft.term
     }
 
@@ -94,8 +103,11 @@ impl<S: StateMachine> Replica<S> {
         let raft = &self.raw_node.raft;
         let follows = raft.state == StateRole::Follower && raft.leader_id == leader && raft.term == term;
         let has_all = raft.raft_log.last_index() == commit;
-        if follows && has_all && self.is_at_rest() {
+        if follows && (planted!("group-asleep-with-unmatched-voter") || (has_all && self.is_at_rest())) {
+            reached!("follower sleeps");
             self.sleep.asleep = true;
+        } else {
+            reached!("follower stays awake");
         }
     }
 

@@ -15,10 +15,11 @@ use crate::ids::{LogIndex, ReplicaId, Term, TimestampMs};
 use crate::journal::GroupWrite;
 use crate::segments::verdict::{Refusal, Verdict};
 use crate::segments::{EntryKind, Frame, Item};
+use crate::{planted, reached};
 use bytes::Bytes;
 use prost::Message as _;
-use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
-use raft::{ProgressState, Ready, StateRole};
+use raft::eraftpb::{ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType};
+use raft::{ProgressState, Ready, StateRole, INVALID_ID};
 use slog::{info, warn};
 
 /// Ticks after which an unanswered read is asked for again.
@@ -27,6 +28,12 @@ const READ_RETRY_TICKS: u64 = 4;
 impl<S: StateMachine> Replica<S> {
     /// Turns all that happened since the last call into effects; performs none of them. To be called until there are no more.
     pub fn take_effects(&mut self) -> Option<Effects> {
+        if planted!("prior-term-committed-by-counting") {
+            self.commit_by_counting();
+        }
+        if planted!("uncommitted-records-visible") {
+            self.commit_alone();
+        }
         self.propose_queued();
         self.ask_reads();
         let told = self.view_changed || !self.answers.is_empty() || self.raw_node.store().wants();
@@ -82,6 +89,7 @@ impl<S: StateMachine> Replica<S> {
             // A leader that is removed goes on leading (seen); so it hands over first, to one that stays.
             let leaves = |id: &ReplicaId| changes.iter().any(|change| change.replica() == *id);
             let to = self.best_successor_but(leaves).ok_or(ChangeRefusal::NoVoter)?;
+            reached!("leader moves before its own removal");
             self.raw_node.transfer_leader(to.0);
             return Err(ChangeRefusal::LeaderMovesFirst { to }.into());
         }
@@ -97,6 +105,7 @@ impl<S: StateMachine> Replica<S> {
         let raft = &self.raw_node.raft;
         let stuck = membership::is_joint(&self.applied.conf_state) && !raft.has_pending_conf();
         if stuck && raft.commit_to_current_term() && raft.lead_transferee.is_none() {
+            reached!("joint configuration left by a later leader");
             let _ = self.propose_entry(EntryType::EntryConfChangeV2, Bytes::new());
             // tried again with the next tick
         }
@@ -133,6 +142,7 @@ impl<S: StateMachine> Replica<S> {
         if self.raw_node.raft.step(message).is_err() {
             let bytes = self.raw_node.raft.uncommitted_size() as u64;
             let limit = self.options.uncommitted_bytes_max;
+            reached!("too much uncommitted");
             return Err(self.refuse_leading().unwrap_or(ProposeError::UncommittedFull { bytes, limit }));
         }
         let appended = self.raw_node.raft.raft_log.unstable_entries().last();
@@ -151,8 +161,10 @@ impl<S: StateMachine> Replica<S> {
     /// Asks the leader for the index of the reads that came, and again for those that got no answer.
     fn ask_reads(&mut self) {
         let raft = &self.raw_node.raft;
+        let hasty = planted!("read-index-before-term-commit") && !raft.commit_to_current_term();
+        let alone = raft.state == StateRole::Leader && (hasty || planted!("deposed-leader-answers-locally"));
         let heard = match raft.state {
-            StateRole::Leader => raft.commit_to_current_term(),
+            StateRole::Leader => raft.commit_to_current_term() || alone,
             StateRole::Follower => raft.leader_id != raft::INVALID_ID,
             StateRole::Candidate | StateRole::PreCandidate => false,
         };
@@ -162,7 +174,10 @@ impl<S: StateMachine> Replica<S> {
         let mut contexts = self.reads.ask_again(self.ticks, READ_RETRY_TICKS);
         contexts.extend(self.reads.ask_queued(self.ticks));
         for context in contexts {
-            self.raw_node.read_index(context);
+            match alone {
+                true => self.reads.confirmed(&context, LogIndex(self.raw_node.raft.raft_log.committed)),
+                false => self.raw_node.read_index(context),
+            }
         }
     }
 
@@ -177,7 +192,11 @@ impl<S: StateMachine> Replica<S> {
         if !effects.write.entries.is_empty() || effects.installed.is_some() {
             self.unsynced_log = Some(effects.number);
         }
-        let hard_state = self.raw_node.raft.hard_state();
+        let mut hard_state = self.raw_node.raft.hard_state();
+        let vote_follows = planted!("term-and-vote-in-two-writes") && hard_state.term != self.identity.term;
+        if vote_follows {
+            hard_state.vote = INVALID_ID;
+        }
         if hard_state.term != self.identity.term || hard_state.vote != self.identity.vote {
             self.identity.term = hard_state.term;
             self.identity.vote = hard_state.vote;
@@ -188,7 +207,13 @@ impl<S: StateMachine> Replica<S> {
         // membership, where nobody may be left to find it out from (see `ReplicaStatus::settled`).
         let (written, commit) = (self.written_commit(), hard_state.commit);
         let past_change = commit > written && self.raw_node.mut_store().has_change_within(written, commit);
-        if ready.must_sync() || past_change {
+        if past_change {
+            reached!("commit written because of a change of membership");
+        }
+        if planted!("vote-not-persisted") {
+            hard_state.vote = INVALID_ID;
+        }
+        if ready.must_sync() || past_change || planted!("term-and-vote-in-two-writes") {
             self.commits_written.push_back((effects.number, commit));
             effects.write.hard_state = Some(hard_state);
         }
@@ -201,6 +226,7 @@ impl<S: StateMachine> Replica<S> {
             panic!("raft took a snapshot that was not restored first");
         };
         let base = incoming.base;
+        reached!("snapshot installed");
         info!(self.log, "snapshot installed"; "index" => base.index.0, "applied" => self.applied.index.0);
         self.machine = incoming.machine;
         self.raw_node.mut_store().install(base.index, base.term);
@@ -220,10 +246,22 @@ impl<S: StateMachine> Replica<S> {
     fn sort_messages(&mut self, ready: &mut Ready, effects: &mut Effects) {
         let bytes_max = self.options.message_bytes_max;
         effects.send_after_sync = sendable(ready.take_persisted_messages(), bytes_max);
-        let messages = sendable(ready.take_messages(), bytes_max);
+        let mut messages = sendable(ready.take_messages(), bytes_max);
+        if [planted!("commit-beyond-last-index"), planted!("commit-beyond-the-matched")].contains(&true) {
+            self.unclamp_commits(&mut messages);
+        }
         match self.identity.unsynced {
             Some(_) => effects.send_after_sync.extend(messages),
             None => effects.send_now = messages,
+        }
+        if planted!("vote-before-sync") {
+            effects.hurry(MessageType::MsgRequestVoteResponse);
+        }
+        if planted!("append-response-before-sync") {
+            effects.hurry(MessageType::MsgAppendResponse);
+        }
+        if planted!("message-before-vote-synced") {
+            effects.hurry(MessageType::MsgRequestVote);
         }
     }
 
@@ -274,7 +312,13 @@ impl<S: StateMachine> Replica<S> {
             return Vec::new();
         };
         self.applied.timestamp = self.applied.timestamp.max(payload.timestamp);
-        let place = Place { index, term, timestamp: self.applied.timestamp };
+        let mut place = Place { index, term, timestamp: self.applied.timestamp };
+        if planted!("session-expiry-by-local-clock") {
+            place.timestamp = self.time.local();
+        }
+        if planted!("dedup-table-only-in-leaders-memory") && !self.is_leader() {
+            place.term = Term::ZERO;
+        }
         let mut items = Vec::with_capacity(payload.commands.len());
         for command in payload.commands {
             let applied = self.machine.apply(place, &command.bytes);
@@ -293,16 +337,23 @@ impl<S: StateMachine> Replica<S> {
         }
         let me = self.options.id;
         let was_member = membership::is_member(&self.applied.conf_state, me);
+        let removes = change.changes.iter().any(|step| step.change_type() == ConfChangeType::RemoveNode);
         match self.raw_node.apply_conf_change(&change) {
+            Ok(_) if planted!("removal-left-out-of-base") && removes => {}
             Ok(conf_state) => self.applied.conf_state = sorted(conf_state),
             Err(error) => {
+                reached!("agreed change of membership impossible");
                 warn!(self.log, "change of membership refused"; "index" => index.0, "reason" => %error);
                 return refused;
             }
         }
+        if membership::is_joint(&self.applied.conf_state) {
+            reached!("joint configuration entered");
+        }
         self.last_change = index;
         let is_member = membership::is_member(&self.applied.conf_state, me);
         if was_member && !is_member {
+            reached!("replica learns of its own removal");
             info!(self.log, "removed from the group"; "index" => index.0);
         }
         self.left = (self.left || was_member) && !is_member;
@@ -318,6 +369,7 @@ impl<S: StateMachine> Replica<S> {
         if !self.is_leader() || votes(&conf.voters) || votes(&conf.voters_outgoing) {
             return;
         }
+        reached!("leader removed by its predecessor's change");
         if let Some(successor) = self.best_successor() {
             self.raw_node.raft.send_timeout_now(successor.0);
         }
@@ -348,6 +400,7 @@ fn sendable(messages: Vec<Message>, bytes_max: u64) -> Vec<Message> {
     if !messages.iter().any(|message| is_oversized(message, bytes_max)) {
         return messages;
     }
+    reached!("append split for its size");
     let mut parts = Vec::with_capacity(messages.len() + 1);
     for message in messages {
         if is_oversized(&message, bytes_max) {

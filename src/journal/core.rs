@@ -18,6 +18,7 @@ use super::upkeep::Job;
 use super::{GroupWrite, JournalOptions};
 use crate::disk::{Disk, DiskFile};
 use crate::ids::GroupId;
+use crate::{planted, reached};
 use bytes::{Bytes, BytesMut};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -209,6 +210,7 @@ impl Journal {
                 bases.push(Some(StoredBase { base: base.clone(), file: None }));
                 continue;
             }
+            reached!("state of a base put into a file of its own");
             let id = self.states.take_id();
             let file = write_state(&*self.disk, &self.dir, id, write.group, &base.state).await?;
             named = true;
@@ -273,6 +275,7 @@ impl Journal {
         let room = self.room();
         let remaining = self.checkpoint.remaining(&self.groups);
         let Some(slack) = room.checked_sub(live + remaining + 4 * SECTOR).filter(|slack| *slack > 0) else {
+            reached!("checkpoint abandoned for want of room");
             self.checkpoint.progress = Progress::Abandoned;
             return;
         };
@@ -287,7 +290,10 @@ impl Journal {
         let (parts, span, buffer) = round.finish();
         self.buffer = buffer;
         assert!(span <= self.room(), "a round of {span} bytes does not fit the {} that are left", self.room());
-        let written = self.file.handle.write_and_sync(self.position, parts).await;
+        let mut written = self.file.handle.write_and_sync(self.position, parts).await;
+        if planted!("sync-retried-after-failure") && written.is_err() {
+            written = self.file.handle.sync().await;
+        }
         written.map_err(JournalError::io("write and sync", self.file.entry.path(&self.dir)))?;
         self.position += span;
         self.sequence_next += 1;
@@ -300,7 +306,7 @@ impl Journal {
     }
 
     async fn step(&mut self) -> Result<IdleProgress, JournalError> {
-        if self.mark_due {
+        if self.mark_due && !planted!("boundary-not-recorded") {
             self.marks.write(self.boundary).await?;
             self.mark_due = false;
             return Ok(IdleProgress::More);
@@ -313,11 +319,12 @@ impl Journal {
             }
             return Ok(IdleProgress::More);
         }
-        if self.marks.recorded != self.boundary {
+        if self.marks.recorded != self.boundary && !planted!("boundary-not-recorded") {
             self.marks.write(self.boundary).await?;
             return Ok(IdleProgress::More);
         }
         if self.has_room_further_on() {
+            reached!("journal rolled to redo an abandoned checkpoint");
             self.roll(0).await?;
             return Ok(IdleProgress::More);
         }

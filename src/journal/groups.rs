@@ -8,6 +8,7 @@ use super::base::Base;
 use super::format::FRAME_HEADER_LEN;
 use super::{GroupWrite, JournalOptions};
 use crate::ids::{Digest, GroupId, LogIndex};
+use crate::planted;
 use raft::eraftpb::{Entry, HardState};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -69,7 +70,7 @@ impl Group {
         match held.map(|at| self.entries.get(at as usize)) {
             None => false,
             Some(None) => true,
-            Some(Some(entry)) => entry.term != base.term.0,
+            Some(Some(entry)) => entry.term != base.term.0 && !planted!("snapshot-installed-and-log-kept"),
         }
     }
 
@@ -185,7 +186,7 @@ impl Groups {
     /// Why the write breaks the contract; part of it may have been applied.
     pub(super) fn apply(&mut self, write: &GroupWrite, base: Option<StoredBase>) -> Result<Outcome, String> {
         let id = write.group;
-        if self.removed.contains(&id) {
+        if self.removed.contains(&id) && !planted!("removed-replica-returning") {
             return Err("the group was removed for good".to_owned());
         }
         if write.removed {

@@ -13,6 +13,7 @@ use super::frames::{base_of, entry_of, hard_state_of};
 use super::groups::{Group, Groups, StoredBase};
 use super::scan::{Frame, Round};
 use crate::ids::GroupId;
+use crate::planted;
 use bytes::Buf;
 use raft::eraftpb::{Entry, HardState};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -101,7 +102,8 @@ impl Replay {
                 known.entries.insert(entry.index, entry);
             }
             FrameKind::HardState => {
-                if let Some(known) = known {
+                let lost = |known: &Known| planted!("hard-state-lost-at-creation") && known.base.base.index.0 <= 1;
+                if let Some(known) = known.filter(|known| !lost(known)) {
                     known.hard_state = hard_state_of(header);
                 }
             }

@@ -10,6 +10,7 @@ use super::frames::{base_draft, entry_draft, hard_state_draft};
 use super::groups::{Group, Groups};
 use super::states::StateFiles;
 use crate::ids::GroupId;
+use crate::{planted, reached};
 use bytes::{BufMut, BytesMut};
 
 /// Tombstones in one frame.
@@ -104,8 +105,12 @@ impl Checkpoint {
     ) -> bool {
         let Some(group) = groups.get(id) else { return false };
         let base = base_draft(FrameKind::RestatedBase, id, &group.base, 0);
-        let hard_state = hard_state_draft(FrameKind::RestatedHardState, id, &group.hard_state);
-        let copy = hard_state_draft(FrameKind::HardStateCopy, id, &group.hard_state);
+        let mut promised = group.hard_state;
+        if planted!("restatement-older-than-vote") {
+            promised.vote = 0;
+        }
+        let hard_state = hard_state_draft(FrameKind::RestatedHardState, id, &promised);
+        let copy = hard_state_draft(FrameKind::HardStateCopy, id, &promised);
         if !portion.takes(base.encoded_len() + 2 * hard_state.encoded_len()) {
             return false;
         }
@@ -126,6 +131,7 @@ impl Checkpoint {
         for entry in entries.take_while(|entry| entry.index <= part.through) {
             let draft = entry_draft(FrameKind::RestatedEntry, part.group, entry);
             if !portion.takes(draft.encoded_len()) {
+                reached!("group restated in several portions");
                 self.part = Some(Part { from: entry.index, ..part });
                 return false;
             }

@@ -10,6 +10,7 @@ use super::format::{
     ROUND_HEADER_LEN, SECTOR,
 };
 use crate::ids::GroupId;
+use crate::{planted, reached};
 use bytes::Bytes;
 use crc32c::crc32c;
 
@@ -109,6 +110,9 @@ pub fn scan_file(salt: Salt, epoch: u64, bytes: &Bytes) -> FileScan {
                 scan.defect = Some(defect);
                 scan.torn = find_torn(salt, epoch, bytes, scan.end, sequence);
                 scan.proof = find_proof(salt, epoch, bytes, scan.end, sequence);
+                if planted!("rot-taken-for-the-end") {
+                    scan.proof = None;
+                }
                 break;
             }
         }
@@ -131,7 +135,7 @@ pub fn read_round(
     let at = |reason| Defect::at(position, reason);
     let rest = bytes.get(position as usize..).ok_or_else(|| at("the file ends here"))?;
     let header = RoundHeader::decode(salt, position, rest).ok_or_else(|| at("there is no valid round header"))?;
-    if header.epoch != epoch {
+    if header.epoch != epoch && !planted!("recycled-frames-taken-for-new") {
         return Err(at("the round is of another life of the file"));
     }
     if sequence.is_some_and(|sequence| sequence != header.sequence) {
@@ -191,7 +195,7 @@ fn read_frame(salt: Salt, bytes: &Bytes, position: u64, end: u64) -> Result<Fram
         return Err(bad("the frame is longer than its round"));
     }
     let payload = bytes.slice(start..payload_end);
-    if crc32c(&payload) != header.payload_sum {
+    if crc32c(&payload) != header.payload_sum && !planted!("torn-batch-replayed") {
         return Err(bad("the frame's payload fails its checksum"));
     }
     Ok(Frame { position, header, payload })
@@ -224,7 +228,9 @@ fn find_torn(salt: Salt, epoch: u64, bytes: &Bytes, end: u64, sequence: Option<u
     let region = &bytes[end as usize..];
     memchr::memmem::find_iter(region, &sequence.to_le_bytes()).find_map(|found| {
         let at = found.checked_sub(FRAME_SEQUENCE_AT)?;
-        FrameHeader::decode(salt, end + at as u64, &region[at..]).map(|_| sequence)
+        FrameHeader::decode(salt, end + at as u64, &region[at..])?;
+        reached!("torn round known by a frame alone");
+        Some(sequence)
     })
 }
 

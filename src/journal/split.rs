@@ -4,6 +4,7 @@ use super::format::FRAME_HEADER_LEN;
 use super::groups::STATE_REFERENCE_LEN;
 use super::GroupWrite;
 use crate::ids::LogIndex;
+use crate::reached;
 use raft::eraftpb::HardState;
 
 /// Bytes that a write takes in a round, at most: its hard state counts twice.
@@ -43,6 +44,7 @@ fn split_write(mut write: GroupWrite, bytes_max: u64) -> Vec<GroupWrite> {
             len += (FRAME_HEADER_LEN + entry.data.len() + entry.context.len()) as u64;
             len <= bytes_max
         });
+        reached!("write split over several rounds");
         let count = fits.count().clamp(1, write.entries.len() - 1);
         let rest = write.entries.split_off(count);
         let before = LogIndex(write.entries[0].index - 1);

@@ -16,7 +16,7 @@ use super::GroupWrite;
 use crate::ids::GroupId;
 use slog::{error, Logger};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// How long nothing comes before the journal counts as idle.
 const IDLE_AFTER: Duration = Duration::from_millis(20);
@@ -26,17 +26,32 @@ struct Submission {
     writes: Vec<GroupWrite>,
 }
 
+/// What the task is asked for.
+enum Order {
+    Round(Submission),
+    Close(oneshot::Sender<()>),
+}
+
 /// Submits rounds to the journal's task.
 #[derive(Clone)]
 pub struct JournalHandle {
-    submissions: mpsc::UnboundedSender<Submission>,
+    orders: mpsc::UnboundedSender<Order>,
 }
 
 impl JournalHandle {
     /// Queues a round; never waits. Numbers ascend. If the task has stopped the round is dropped: the failure was
     /// reported.
     pub fn submit(&self, number: u64, writes: Vec<GroupWrite>) {
-        let _ = self.submissions.send(Submission { number, writes });
+        let _ = self.orders.send(Order::Round(Submission { number, writes }));
+    }
+
+    /// For a clean stop: waits until what was submitted is written, and recorded as synced, or that has failed. What is
+    /// submitted later is dropped, and never reported as synced. The end of a process waits for no task: without this the
+    /// last rounds would look like those of a crash, whose rot can't be told from a torn write.
+    pub async fn close(&self) {
+        let (closed, done) = oneshot::channel();
+        let _ = self.orders.send(Order::Close(closed));
+        let _ = done.await; // an error: the task is gone, there is nothing to wait for
     }
 }
 
@@ -62,7 +77,7 @@ pub enum JournalReport {
 
 /// Starts the task that writes rounds.
 pub fn spawn(journal: Journal, log: Logger) -> (JournalHandle, mpsc::UnboundedReceiver<JournalReport>) {
-    let (submissions, queue) = mpsc::unbounded_channel();
+    let (orders, queue) = mpsc::unbounded_channel();
     let (reports, reported) = mpsc::unbounded_channel();
     let writer = Writer { journal, queue, reports };
     tokio::spawn(async move {
@@ -72,12 +87,12 @@ pub fn spawn(journal: Journal, log: Logger) -> (JournalHandle, mpsc::UnboundedRe
             let _ = reports.send(JournalReport::Failed(failure));
         }
     });
-    (JournalHandle { submissions }, reported)
+    (JournalHandle { orders }, reported)
 }
 
 struct Writer {
     journal: Journal,
-    queue: mpsc::UnboundedReceiver<Submission>,
+    queue: mpsc::UnboundedReceiver<Order>,
     reports: mpsc::UnboundedSender<JournalReport>,
 }
 
@@ -85,12 +100,15 @@ impl Writer {
     async fn run(mut self) -> Result<(), JournalError> {
         let mut more = true;
         loop {
-            let first = if more { self.next_or_idle().await? } else { self.queue.recv().await.map(Next::Submitted) };
+            let first = if more { self.next_or_idle().await? } else { self.queue.recv().await.map(Next::Ordered) };
             match first {
-                Some(Next::Submitted(first)) => {
-                    self.write(first).await?;
+                Some(Next::Ordered(Order::Round(first))) => {
+                    if let Some(closed) = self.write(first).await? {
+                        return self.close(closed).await;
+                    }
                     more = true;
                 }
+                Some(Next::Ordered(Order::Close(closed))) => return self.close(closed).await,
                 Some(Next::NothingToDo) => more = false,
                 None => break,
             }
@@ -98,12 +116,21 @@ impl Writer {
         self.journal.idle_step().await.map(drop) // a clean stop leaves it on record that all is synced
     }
 
-    /// Writes everything that is queued, as one round.
-    async fn write(&mut self, first: Submission) -> Result<(), JournalError> {
+    /// Writes everything that is queued, as one round. Gives who asked meanwhile for the journal to be closed.
+    async fn write(&mut self, first: Submission) -> Result<Option<oneshot::Sender<()>>, JournalError> {
         let Submission { number: mut through, mut writes } = first;
+        let mut closing = None;
         while let Ok(next) = self.queue.try_recv() {
-            through = next.number;
-            writes.extend(next.writes);
+            match next {
+                Order::Round(next) => {
+                    through = next.number;
+                    writes.extend(next.writes);
+                }
+                Order::Close(closed) => {
+                    closing = Some(closed);
+                    break;
+                }
+            }
         }
         if !writes.is_empty() {
             self.journal.write_round(writes).await?;
@@ -112,6 +139,16 @@ impl Writer {
         if let Some((groups, over_cap)) = self.journal.wanted_bases() {
             let _ = self.reports.send(JournalReport::WantBases { groups, over_cap });
         }
+        Ok(closing)
+    }
+
+    /// Records that all is synced, and writes nothing more.
+    async fn close(&mut self, closed: oneshot::Sender<()>) -> Result<(), JournalError> {
+        self.journal.idle_step().await?;
+        let _ = closed.send(());
+        while let Some(order) = self.queue.recv().await {
+            drop(order);
+        }
         Ok(())
     }
 
@@ -119,7 +156,7 @@ impl Writer {
     /// done.
     async fn next_or_idle(&mut self) -> Result<Option<Next>, JournalError> {
         if let Ok(next) = tokio::time::timeout(IDLE_AFTER, self.queue.recv()).await {
-            return Ok(next.map(Next::Submitted));
+            return Ok(next.map(Next::Ordered));
         }
         loop {
             match self.journal.idle_step().await? {
@@ -128,13 +165,13 @@ impl Writer {
                 IdleProgress::Background => {
                     tokio::select! {
                         biased;
-                        next = self.queue.recv() => return Ok(next.map(Next::Submitted)),
+                        next = self.queue.recv() => return Ok(next.map(Next::Ordered)),
                         done = self.journal.background() => done?,
                     }
                 }
             }
             match self.queue.try_recv() {
-                Ok(next) => return Ok(Some(Next::Submitted(next))),
+                Ok(next) => return Ok(Some(Next::Ordered(next))),
                 Err(mpsc::error::TryRecvError::Disconnected) => return Ok(None),
                 Err(mpsc::error::TryRecvError::Empty) => {}
             }
@@ -143,6 +180,6 @@ impl Writer {
 }
 
 enum Next {
-    Submitted(Submission),
+    Ordered(Order),
     NothingToDo,
 }

@@ -303,3 +303,38 @@ async fn the_task_merges_what_waits_and_reports_in_order_on_a_real_disk() {
     assert_eq!(recovered.groups[&GroupId(1)].entries.len(), 299);
     disk.remove_dir_all(&dir).await.expect("removed");
 }
+
+#[tokio::test]
+async fn a_journal_that_is_closed_has_all_of_it_on_record_as_synced_and_writes_nothing_more() {
+    let dir = std::env::temp_dir().join(format!("balsa-journal-closed-{}", std::process::id()));
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new().expect("threads"));
+    disk.remove_dir_all(&dir).await.expect("removed");
+    let journal = Journal::create(disk.clone(), dir.clone(), SMALL, owner()).await.expect("created");
+    let (handle, mut reports) = spawn(journal, silent_logger());
+    handle.submit(1, vec![first_write(1)]);
+    handle.submit(2, vec![append(1, 2, vec![2; 600])]);
+    handle.close().await;
+    handle.submit(3, vec![append(1, 3, vec![3; 600])]);
+    handle.close().await; // nobody is left to answer, which is an answer
+    drop(handle);
+    let mut synced = 0;
+    while let Some(report) = reports.recv().await {
+        if let JournalReport::Synced { through } = report {
+            synced = through;
+        }
+    }
+    assert_eq!(synced, 2, "what came after the close was neither written nor reported");
+    let found = inspect(&*disk, &dir).await.expect("a journal");
+    let mut last_round = None;
+    for file in &found.files {
+        let file = found.read_file(&*disk, file).await.expect("a file of it");
+        let epoch = file.header.ok().filter(|_| !file.rounds.is_empty()).map(|header| header.epoch);
+        last_round = last_round.max(epoch.map(|epoch| (epoch, file.end)));
+    }
+    assert_eq!(
+        found.marked.map(|marked| (marked.epoch, marked.position)),
+        last_round,
+        "the mark stands behind the last round"
+    );
+    disk.remove_dir_all(&dir).await.expect("removed");
+}

@@ -10,6 +10,7 @@ use super::format::{sector_up, ROUNDS_START};
 use super::restating::{Checkpoint, Progress};
 use super::states::state_path;
 use crate::disk::BoxFuture;
+use crate::{planted, reached};
 use futures::FutureExt;
 use std::io;
 
@@ -75,6 +76,7 @@ impl Journal {
         let filled = match self.spare.take_if(|spare| spare.bytes >= wanted) {
             Some(spare) => spare,
             None => {
+                reached!("journal file made while a write waited");
                 let bytes = sector_up(self.options.first_file_bytes.max(wanted));
                 let slot = self.take_slot();
                 fill_file(self.disk.clone(), self.dir.clone(), slot, bytes, bytes).await?
@@ -144,7 +146,12 @@ impl Journal {
     }
 
     fn next_job(&mut self) -> Option<Job> {
-        let drops = self.checkpoint.progress == Progress::Complete && !self.older.is_empty();
+        let restated = match self.checkpoint.progress {
+            Progress::Complete => true,
+            Progress::Running => planted!("files-recycled-before-checkpoint"),
+            Progress::Abandoned => false,
+        };
+        let drops = restated && !self.older.is_empty();
         let joins = if self.next.is_none() { self.spare.take() } else { None };
         if drops || joins.is_some() {
             return Some(Job::Identity(self.name_files(joins, drops)));
@@ -183,6 +190,7 @@ impl Journal {
                 if source.kind() == io::ErrorKind::StorageFull =>
             {
                 // Nothing was promised to lie there. A roll tries again, and recycled files need no room.
+                reached!("no room to prepare a journal file");
                 self.fill_refused = true;
                 self.unneeded.push(file_path(&self.dir, slot));
             }
@@ -207,6 +215,7 @@ impl Journal {
         let kept = self.older.split_off(self.older.partition_point(|file| file.entry.epoch < first));
         for file in std::mem::replace(&mut self.older, kept) {
             if self.spare.is_none() && file.entry.bytes >= wanted {
+                reached!("journal file recycled");
                 self.spare = Some(Filled { slot: file.entry.slot, bytes: file.entry.bytes, handle: file.handle });
             } else {
                 self.unneeded.push(file.entry.path(&self.dir));

@@ -14,6 +14,7 @@ use super::identity::{DataDir, FoundingNode, Genesis, IdentityError};
 use crate::ids::{ClusterId, Incarnation, NodeId};
 use crate::limits::ADDRESS_BYTES_MAX;
 use crate::peers::{introduce, Door, Founder, IntroduceError, Introduction};
+use crate::{planted, reached};
 use futures::future::join_all;
 use slog::{info, Logger};
 use std::collections::{BTreeMap, BTreeSet};
@@ -286,8 +287,12 @@ impl Founding {
             return Err(FoundingError::Forged { witness: node, cluster });
         }
         match genesis.founders.get(&self.me.node) {
-            Some(me) if me.incarnation == self.incarnation => Ok(Heard::Founded(genesis)),
+            Some(me) if me.incarnation == self.incarnation || planted!("wiped-founder-votes-again") => {
+                reached!("genesis taken over from another founder");
+                Ok(Heard::Founded(genesis))
+            }
             Some(me) => {
+                reached!("wiped founder refused");
                 let (node, witness, known) = (self.me.node, node, me.incarnation);
                 Err(FoundingError::Wiped { node, cluster, witness, known })
             }

@@ -17,11 +17,12 @@ use crate::group::driver::{self, Connections, DriverError, DriverHandle, DriverO
 use crate::group::observe::Observer;
 use crate::ids::{GroupId, Incarnation, NodeId, ReplicaId};
 use crate::journal::{self, Journal, JournalError, JournalIdentity, JournalOptions, Recovered};
-use crate::limits::JOURNAL_FILE_BYTES;
+use crate::limits::{JOURNAL_FILE_BYTES, SEGMENT_INDEX_STRIDE_BYTES, TAIL_CACHE_BYTES};
 use crate::metadata::{Bootstrap, Machine, NodeRegistration};
 use crate::peers::{BindError, Door, Identity, PeerAddress, Peers, PeersOptions};
 use crate::router::Router;
 use crate::segments::SegmentsOptions;
+use crate::watch;
 use config::NodeConfig;
 use founding::{found, FoundingError, FoundingOptions};
 use identity::{DataDir, Genesis, IdentityError};
@@ -34,7 +35,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use steward::{first_base, Steward};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 /// Events of peers that wait for the driver before the links wait.
 const PEER_EVENTS_QUEUED_MAX: usize = 256;
@@ -42,6 +43,8 @@ const PEER_EVENTS_QUEUED_MAX: usize = 256;
 const SYNC_SLOW_MS: u64 = 2_000;
 /// A sync that takes longer than this ends the node.
 const SYNC_HUNG_MS: u64 = 30_000;
+/// How long a planned stop waits for the journal's last round and its mark.
+const JOURNAL_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a node finds around it: the parts that the simulator has its own of.
 pub struct World {
@@ -53,6 +56,30 @@ pub struct World {
     pub seed: [u8; 32],
     /// Whoever looks on.
     pub observer: Option<Observer>,
+    /// How large its files and caches get.
+    pub sizes: Sizes,
+}
+
+/// How large a node lets its files and caches get, where nobody needs a choice. The simulator takes small ones, so that a short
+/// run rolls journals, seals segments and reads behind the caches.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// The journal's.
+    pub journal: JournalOptions,
+    /// Bytes of a segment between two entries of its sparse index.
+    pub index_stride_bytes: u64,
+    /// Bytes of a group's newest frames kept in memory for readers, and of its newest entries for followers.
+    pub tail_cache_bytes: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes {
+            journal: JournalOptions::default(),
+            index_stride_bytes: SEGMENT_INDEX_STRIDE_BYTES,
+            tail_cache_bytes: TAIL_CACHE_BYTES,
+        }
+    }
 }
 
 /// Why a node could not start, or ended.
@@ -118,6 +145,7 @@ pub async fn run(
     }
     let founding = founding_options(&config);
     let genesis = tokio::select! {
+        biased;
         founded = found(&peer_door, &mut dir, &founding, &log) => founded?,
         () = &mut shutdown => return Ok(()),
     };
@@ -133,6 +161,7 @@ pub async fn run(
     let options = PeersOptions { me, peers: founders(&genesis), seed: random.next_u64(), log: log.clone() };
     let peers = Peers::start(peer_door, options, events);
     let (journal, reports) = journal::spawn(journal, log.clone());
+    let closing = journal.clone();
     let (led, leads) = mpsc::unbounded_channel();
     let hosts_metadata = recovered.groups.contains_key(&GroupId::METADATA);
     let connections = Connections {
@@ -144,7 +173,7 @@ pub async fn run(
         reports,
         led,
     };
-    let options = driver_options(&config, dir.path(), me.boot, random.next_u64(), world.observer.clone());
+    let options = driver_options(&config, dir.path(), me.boot, random.next_u64(), &world);
     let (driver, mut failed) = driver::start::<Machine>(options, connections, recovered, log.clone()).await?;
 
     let metadata = host_metadata(&driver, config.node_id, &genesis, hosts_metadata).await;
@@ -162,6 +191,7 @@ pub async fn run(
     let mut served = client_door.serve(doors);
 
     let ended = tokio::select! {
+        biased;
         failure = &mut failed => Err(failure.map_or_else(|_| DriverError::Gone.into(), NodeError::from)),
         failure = served.failed() => Err(failure.into()),
         () = &mut shutdown => Ok(()),
@@ -170,12 +200,15 @@ pub async fn run(
     if ended.is_ok() {
         info!(log, "stopping: handing over leadership");
         tokio::select! {
+            biased;
             _ = driver.hand_over() => {}
             failure = &mut failed => return Err(failure.map_or_else(|_| DriverError::Gone.into(), NodeError::from)),
         }
         stopping.send_replace(true);
         served.stop().await;
         peers.shutdown().await;
+        // A disk that hangs must not hold up the stop: nothing that is not synced was promised.
+        let _ = tokio::time::timeout(JOURNAL_CLOSE_TIMEOUT, closing.close()).await;
         info!(log, "stopped");
     }
     ended
@@ -183,7 +216,7 @@ pub async fn run(
 
 /// Opens the journal, or creates the first one of this directory.
 async fn open_journal(dir: &mut DataDir, world: &World, log: &Logger) -> Result<(Journal, Recovered), NodeError> {
-    let (disk, path, options) = (world.disk.clone(), dir.journal_path(), JournalOptions::default());
+    let (disk, path, options) = (world.disk.clone(), dir.journal_path(), world.sizes.journal);
     if !dir.journal_created() {
         let owner = JournalIdentity { node_id: dir.node(), incarnation: dir.incarnation() };
         let journal = Journal::create(disk, path, options, owner).await?;
@@ -264,7 +297,13 @@ fn bootstrap(genesis: &Genesis) -> Bootstrap {
     Bootstrap { cluster_id: genesis.cluster_id, founders: founders.collect() }
 }
 
-fn driver_options(config: &NodeConfig, dir: &Path, boot: u64, seed: u64, observer: Option<Observer>) -> DriverOptions {
+fn driver_options(config: &NodeConfig, dir: &Path, boot: u64, seed: u64, world: &World) -> DriverOptions {
+    let segments = SegmentsOptions {
+        segment_bytes: config.segment_bytes,
+        index_stride_bytes: world.sizes.index_stride_bytes,
+        tail_cache_bytes: world.sizes.tail_cache_bytes,
+        ..SegmentsOptions::of(GroupId::METADATA)
+    };
     DriverOptions {
         node: config.node_id,
         boot,
@@ -272,10 +311,10 @@ fn driver_options(config: &NodeConfig, dir: &Path, boot: u64, seed: u64, observe
         tick_ms: config.tick_ms,
         election_ticks: config.election_ticks,
         groups_dir: dir.join("groups"),
-        segments: SegmentsOptions { segment_bytes: config.segment_bytes, ..SegmentsOptions::of(GroupId::METADATA) },
+        segments,
         sync_slow_ticks: SYNC_SLOW_MS / config.tick_ms,
         sync_hung_ticks: SYNC_HUNG_MS / config.tick_ms,
         reserve_bytes: config.reserve_bytes,
-        observer,
+        observer: world.observer.clone(),
     }
 }

@@ -1,10 +1,11 @@
 //! The clients' address: bound first, served once the node is up, stopped before it goes down.
 
 use crate::api::Doors;
+use crate::watch;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tonic::transport::Server;
 
 /// How long open requests may take to finish at a planned stop.
@@ -123,6 +124,7 @@ impl ClientDoor {
         let _ = (STREAMS_MAX, STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT);
         let (server, address) = (Server::builder(), self.address);
         tokio::select! {
+            biased;
             ended = doors.on(server).serve(address) => ended,
             () = stopping => Ok(()),
         }

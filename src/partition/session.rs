@@ -12,6 +12,7 @@ use crate::batch::BatchProducer;
 use crate::ids::{Offset, ProducerId, TimestampMs};
 use crate::limits::{BATCH_RECORDS_MAX, SESSION_WINDOW_BATCHES};
 use crate::segments::verdict::Refusal;
+use crate::{planted, reached};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -113,6 +114,7 @@ impl Session {
             return match (held, behind) {
                 (false, _) => Judgement::Refused(outdated),
                 (true, 0) => Judgement::Next,
+                (true, _) if planted!("sequence-gap-admitted") => Judgement::Next,
                 (true, _) => Judgement::Refused(Refusal::SequenceGap {
                     sequence: sequence.into(),
                     expected: self.next_sequence().into(),
@@ -122,6 +124,7 @@ impl Session {
         let first = self.records - behind;
         let oldest = self.window.front().map_or(self.records, |oldest| oldest.first);
         if first < oldest {
+            reached!("retry older than the session's window");
             let oldest = wrapped(oldest).into();
             return Judgement::Refused(Refusal::SequenceOld { sequence: sequence.into(), oldest });
         }

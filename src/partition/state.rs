@@ -13,9 +13,10 @@ use super::command::{AppendCommand, Fence, PartitionCommand};
 use super::session::{Judgement, Session, SessionStanding, EPOCH_MAX};
 use crate::batch::{self, BatchProducer};
 use crate::group::machine::{Applied, Place, StateMachine};
-use crate::ids::{GroupId, LogIndex, Offset, ProducerId, TimestampMs};
+use crate::ids::{GroupId, LogIndex, Offset, ProducerId, Term, TimestampMs};
 use crate::limits::{BATCH_RECORDS_MAX, FENCES_MAX, NAMED_SESSION_EXPIRY_MS, SESSIONS_MAX, SESSION_EXPIRY_MS};
 use crate::segments::verdict::{Refusal, Verdict};
+use crate::{planted, reached};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -177,10 +178,14 @@ impl Partition {
     fn append(&mut self, append: &AppendCommand) -> Result<Verdict, Refusal> {
         let (count, producer) = peek(&append.batch).ok_or(Refusal::Malformed)?;
         if let Some(batch) = producer {
-            let unknown = Refusal::SessionUnknown { producer: batch.id.0 };
-            match self.open_session(batch.id).ok_or(unknown)?.judge(batch, count) {
+            let unknown = match planted!("forgotten-session-taken-for-new") {
+                true => Judgement::Next,
+                false => Judgement::Refused(Refusal::SessionUnknown { producer: batch.id.0 }),
+            };
+            match self.open_session(batch.id).map_or(unknown, |session| session.judge(batch, count)) {
                 Judgement::Next => {}
                 Judgement::Repeated(offset) => {
+                    reached!("retry answered from the session's window");
                     self.touch(batch.id);
                     return Ok(Verdict::Repeated { offset, count });
                 }
@@ -260,6 +265,7 @@ impl Partition {
         let exhausted = self.sessions[&producer].epoch == EPOCH_MAX;
         let next = if exhausted { self.next_producer(index)? } else { producer };
         let mut session = self.remove(producer).expect("names lead to sessions");
+        reached!("epoch of a session raised");
         session.used = self.timestamp;
         if exhausted {
             session.epoch = 0;
@@ -306,6 +312,7 @@ impl Partition {
         let expired: Vec<ProducerId> =
             self.sessions.iter().filter(|(_, session)| self.expired(session)).map(|(id, _)| *id).collect();
         for producer in expired {
+            reached!("session expired");
             self.remove(producer);
         }
     }
@@ -359,7 +366,11 @@ impl StateMachine for Partition {
             Err(_) => Err(Refusal::Malformed),
             Ok(PartitionCommand::Append(append)) => {
                 batch_at = Some(append.batch_at() as u32);
-                self.append(&append)
+                let decided = self.append(&append);
+                if planted!("dedup-table-only-in-leaders-memory") && place.term == Term::ZERO {
+                    self.sessions.values_mut().for_each(|session| session.window.clear());
+                }
+                decided
             }
             Ok(PartitionCommand::OpenSession { name }) => self.open(place.index, name),
             Ok(PartitionCommand::CloseSession { producer, epoch }) => self.close(producer, epoch),
@@ -389,6 +400,9 @@ impl StateMachine for Partition {
     }
 
     fn restore(snapshot: &Bytes) -> Result<Partition, String> {
+        if planted!("unreadable-snapshot-taken-for-none") && snapshot.is_empty() {
+            return Ok(Partition::new(PartitionSettings::new(GroupId(u64::MAX))));
+        }
         Partition::decode(snapshot).map_err(|error| format!("snapshot of a partition: {error}"))
     }
 

@@ -10,9 +10,11 @@ use super::outbox::{Allowance, Queued};
 use super::{wire, PeerAddress, PeerStatus};
 use crate::ids::NodeId;
 use crate::limits;
+use crate::reached;
+use crate::watch;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use tokio::sync::{mpsc, watch, Notify};
+use tokio::sync::{mpsc, Notify};
 
 /// All peers ever known.
 #[derive(Default)]
@@ -122,6 +124,7 @@ impl Peer {
         let queued = Queued::new(messages);
         let (count, bytes) = (queued.messages.len(), queued.bytes);
         if !self.allowance.try_hold(bytes) {
+            reached!("outbox full, newest messages dropped");
             self.allowance.count_dropped(count, bytes);
         } else if self.mailbox.send(queued).is_err() {
             self.allowance.release(bytes);

@@ -11,10 +11,11 @@ use super::wire::peers_server::{Peers, PeersServer};
 use super::{forwarded, inbound, wire, Shared, FLUSH_TIMEOUT};
 use crate::ids::NodeId;
 use crate::limits;
+use crate::watch;
 use slog::{debug, error, Logger};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
-use tokio::sync::{watch, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
 

@@ -13,11 +13,13 @@ use super::wire::{self, forward_answer::Outcome, forward_frame::Frame, forward_r
 use super::{closed, connect, whole, Shared, GREETING_TIMEOUT};
 use crate::ids::{GroupId, NodeId};
 use crate::limits;
+use crate::reached;
+use crate::watch;
 use bytes::Bytes;
 use slog::{debug, Logger};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -109,6 +111,7 @@ impl Peer {
         let (allowance, bytes) = (self.calls_allowance.clone(), command.len() + COMMAND_OVERHEAD_BYTES);
         if !allowance.try_hold(bytes) {
             let (held, limit) = (allowance.held_bytes(), allowance.bytes_max());
+            reached!("command not forwarded, too much is unanswered");
             return Err(NotSent::Overloaded { node, held, limit });
         }
         let (answer, answered) = oneshot::channel();
@@ -160,6 +163,7 @@ impl Lane {
                     let mut asked = Asked::new();
                     let reason = self.carry(frames, replies, &mut asked).await;
                     for (answer, _held) in asked.into_values() {
+                        reached!("forwarded command lost with its lane");
                         let _ = answer.send(Err(ForwardError::Broken { node: self.node }));
                     }
                     reason
@@ -265,6 +269,7 @@ impl Lane {
             self.waiting.push_back(call);
         }
         for call in self.waiting.drain(..) {
+            reached!("command not forwarded, the node is away");
             let _ = call.answer.send(Err(NotSent::NotConnected { node: self.node }.into()));
         }
     }

@@ -12,11 +12,12 @@ use super::wire::{self, forward_answer::Outcome, forward_frame::Frame, forward_r
 use super::{closed, PeerEvent, Shared, Stage};
 use crate::ids::{GroupId, NodeId};
 use crate::limits;
+use crate::watch;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use slog::debug;
 use std::sync::Arc;
-use tokio::sync::{mpsc, watch, OwnedSemaphorePermit};
+use tokio::sync::{mpsc, OwnedSemaphorePermit};
 use tonic::{Status, Streaming};
 
 /// Twice what an honest asker holds, since its count runs ahead of ours.

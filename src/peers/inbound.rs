@@ -12,6 +12,7 @@ use super::wire::{self, link_frame::Frame, link_reply::Reply};
 use super::{closed, PeerEvent, Shared, GREETING_TIMEOUT};
 use crate::ids::TimestampMs;
 use crate::limits;
+use crate::reached;
 use prost::Message;
 use slog::{debug, warn};
 use std::pin::pin;
@@ -99,7 +100,10 @@ impl Inbound {
         tokio::select! {
             biased;
             () = closed(&mut stage) => {}
-            _ = newest.changed() => debug!(self.shared.log, "a newer link replaces this one"; "node" => %self.peer.node),
+            _ = newest.changed() => {
+                reached!("newer link replaces an older one");
+                debug!(self.shared.log, "a newer link replaces this one"; "node" => %self.peer.node);
+            }
             // It greets anew, and is judged by what the catalog says now.
             _ = known.changed() => {}
             reason = self.receive() => debug!(self.shared.log, "incoming link ended";

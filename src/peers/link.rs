@@ -15,13 +15,15 @@ use super::outbox::{Outbox, Queued};
 use super::wire::{self, link_frame::Frame, link_reply::Reply};
 use super::{closed, connect, whole, PeerAddress, PeerEvent, Shared, Stage, GREETING_TIMEOUT};
 use crate::limits;
+use crate::reached;
+use crate::watch;
 use slog::{debug, info, warn};
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -119,6 +121,7 @@ impl Link {
                     End::Broken(reason) => {
                         info!(self.shared.log, "link broke"; "node" => %self.peer.node, "reason" => reason);
                         self.peer.set_up(false);
+                        reached!("link broke");
                         if self.proven {
                             self.backoff.reset();
                         } else {
@@ -212,6 +215,7 @@ impl Link {
                         return End::Broken(reason);
                     }
                     if self.reported == Reported::Lost {
+                        reached!("lost peer takes messages again");
                         self.connected(boot).await;
                     }
                 }
@@ -238,6 +242,7 @@ impl Link {
                 () = &mut patience, if !window.is_empty() => {
                     let silence = window.silence(Instant::now());
                     if silence >= SILENCE_BROKEN {
+                        reached!("link given up for its silence");
                         return End::Broken(format!("no batch was taken for {} ms", silence.as_millis()));
                     }
                     if silence >= SILENCE_LOST {
@@ -293,6 +298,7 @@ impl Link {
     async fn lost(&mut self, reason: &str) {
         self.peer.set_up(false);
         if matches!(self.reported, Reported::Up { .. }) {
+            reached!("peer lost");
             self.reported = Reported::Lost;
             warn!(self.shared.log, "peer lost"; "node" => %self.peer.node, "reason" => reason);
             self.tell(PeerEvent::Lost(self.peer.node)).await;

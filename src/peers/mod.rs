@@ -18,6 +18,7 @@
 
 use crate::ids::{GroupId, Incarnation, NodeId, TimestampMs};
 use crate::limits;
+use crate::watch;
 use bytes::Bytes;
 use directory::{Directory, Peer};
 use slog::{debug, warn, Logger};
@@ -26,7 +27,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 mod backoff;

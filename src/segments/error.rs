@@ -56,14 +56,14 @@ pub enum SegmentsError {
         /// What does not fit.
         what: &'static str,
     },
-    /// Files that must exist are gone.
-    #[error("{} lacks the log from index {from} on; the journal's base says it holds it through {base}", dir.display())]
+    /// Files that must exist are gone, or end too early between two frames, which looks the same.
+    #[error("{} lacks the log from index {from} on; it was synced there through {base}", dir.display())]
     Missing {
         /// The group's directory.
         dir: PathBuf,
         /// First index that is not there.
         from: LogIndex,
-        /// Through which index the log must be there.
+        /// Through which index the log must be there at least.
         base: LogIndex,
     },
     /// A file of another group lies in the directory.
@@ -115,6 +115,12 @@ impl SegmentsError {
             io::ErrorKind::NotFound => SegmentsError::Removed { file },
             _ => SegmentsError::ReadFailed { file, source },
         }
+    }
+
+    /// The file ends cleanly before an entry that must be there: what follows it lay in another file, or was cut off.
+    pub(super) fn ends_early(file: &Path, from: LogIndex, through: LogIndex) -> SegmentsError {
+        let dir = file.parent().unwrap_or_else(|| Path::new(".")).to_path_buf();
+        SegmentsError::Missing { dir, from, base: through }
     }
 
     pub(super) fn corrupt(file: &Path, position: u64, what: &'static str) -> SegmentsError {

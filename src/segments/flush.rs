@@ -9,6 +9,7 @@ use super::index;
 use super::{Segment, Segments, SegmentsError};
 use crate::disk::{self, Disk, DiskFile, Lane, OpenMode};
 use crate::ids::LogIndex;
+use crate::{planted, reached};
 use bytes::Bytes;
 use std::path::Path;
 use std::sync::Arc;
@@ -63,6 +64,7 @@ impl Segments {
         if self.flushing || self.resetting.is_some() || self.failed {
             return None;
         }
+        let sync = sync && !planted!("base-recorded-before-segments-synced");
         let through = self.last_index();
         let mut parts = self.pending_parts();
         if parts.is_empty() && !(sync && self.synced_through < through) {
@@ -77,7 +79,7 @@ impl Segments {
             dir: self.dir.clone(),
             parts,
             sync,
-            sync_dir: sync && self.names_unsynced,
+            sync_dir: sync && self.names_unsynced && !planted!("new-segment-name-not-synced"),
             through,
             appended_bytes: self.appended_bytes,
             life: self.life,
@@ -110,6 +112,7 @@ impl Segments {
         }
         if done.life != self.life {
             // A snapshot replaced these segments meanwhile. What matters of the flush is only whether it failed for good.
+            reached!("flush overtaken by a snapshot");
             return match done.result {
                 Err(error) if error.must_stop() => Err(error),
                 _ => Ok(self.synced_through),
@@ -220,7 +223,10 @@ impl Part {
         }
         if let Some(index) = self.seal.clone() {
             file.set_len(self.end).await.map_err(|error| SegmentsError::write(&path, error))?;
-            file.sync().await.map_err(|error| SegmentsError::sync(&path, error))?;
+            if !planted!("sealed-segment-not-synced") {
+                file.sync().await.map_err(|error| SegmentsError::sync(&path, error))?;
+            }
+            reached!("segment sealed");
             let index_path = path.with_extension("idx");
             disk::replace_file(disk, &index_path, index)
                 .await
@@ -239,6 +245,7 @@ impl Part {
         let opened = match disk.open(&self.path, mode, Lane::Bulk).await {
             // An earlier flush created it and ran out of room, or a crash left its name: its bytes are written anew.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                reached!("segment of an earlier attempt written anew");
                 disk.open(&self.path, OpenMode::Existing, Lane::Bulk).await
             }
             opened => opened,

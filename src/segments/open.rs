@@ -13,6 +13,7 @@ use super::{scan, Segment, Segments, SegmentsError, SegmentsOptions};
 use crate::disk::{self, Disk, DiskFile, Lane, OpenMode};
 use crate::ids::LogIndex;
 use crate::journal::base::Base;
+use crate::reached;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -159,7 +160,10 @@ impl Opening<'_> {
                 Ok(segment) => return Ok(self.take_active(next, segment)),
                 // A crash can leave a segment that was begun behind the base. If it was a snapshot's, nothing else reaches
                 // the base and its damage is what to report.
-                Err(error @ SegmentsError::Corrupt { .. }) => refused = Some(error),
+                Err(error @ SegmentsError::Corrupt { .. }) => {
+                    reached!("segment begun behind the base is not whole");
+                    refused = Some(error);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -214,6 +218,7 @@ impl Opening<'_> {
         }
         let written = disk::replace_file(self.disk, &index_path, index::encode(&summary, &index)).await;
         written.map_err(|error| SegmentsError::write(&index_path, error))?;
+        reached!("segment index rebuilt");
         self.report.rebuilt.push(index_path);
         Ok(summary)
     }
@@ -258,6 +263,7 @@ impl Opening<'_> {
         if self.report.removed.is_empty() {
             return Ok(());
         }
+        reached!("segment files beyond the log removed");
         self.disk.sync_dir(self.dir).await.map_err(|error| SegmentsError::sync(self.dir, error))
     }
 

@@ -9,6 +9,7 @@ use super::trim::DropJob;
 use super::{Segment, Segments, SegmentsError};
 use crate::disk::{self, Disk};
 use crate::journal::base::Base;
+use crate::{planted, reached};
 use bytes::Bytes;
 use std::path::Path;
 use std::sync::Arc;
@@ -53,6 +54,9 @@ impl Segments {
         self.shelf.clear();
         self.agreed_start = base.tail;
         (self.written_through, self.synced_through) = (base.index, base.index);
+        if planted!("off-by-one-after-install") {
+            self.written_through = base.index.next();
+        }
         self.synced_bytes = self.appended_bytes;
         self.life += 1;
         self.resetting = Some(Resetting { path: path.clone(), header: header.clone(), old });
@@ -62,6 +66,7 @@ impl Segments {
     /// The job of the unfinished reset once more, after it found no room.
     pub fn retry_reset(&self) -> Option<ResetJob> {
         let reset = self.resetting.as_ref()?;
+        reached!("snapshot's first segment tried again after want of room");
         Some(ResetJob { disk: self.disk.clone(), path: reset.path.clone(), header: reset.header.clone() })
     }
 
@@ -72,6 +77,7 @@ impl Segments {
             return None;
         }
         let reset = self.resetting.take()?;
+        reached!("segments start anew behind a snapshot");
         self.base_moved(self.oldest().summary.base_index);
         Some(self.drop_files(reset.old))
     }

@@ -8,6 +8,7 @@ use super::index::{self, IndexEntry, SparseIndex, Summary};
 use super::SegmentsError;
 use crate::disk::{Disk, DiskFile, Lane, OpenMode};
 use crate::ids::LogIndex;
+use crate::reached;
 use bytes::Bytes;
 use std::path::Path;
 use std::sync::Arc;
@@ -85,7 +86,7 @@ impl<'a> FrameReader<'a> {
 /// Continues `summary` and an index over the frames of a file until `last` was read.
 ///
 /// # Errors
-/// As [`FrameReader::next`]; `Corrupt` also where indexes are not consecutive or the file ends before `last`.
+/// As [`FrameReader::next`]; `Corrupt` also where indexes are not consecutive, `Missing` where the file ends before `last`.
 pub(super) async fn scan_through(
     file: &dyn DiskFile,
     path: &Path,
@@ -99,7 +100,7 @@ pub(super) async fn scan_through(
     while summary.last_index < last {
         let position = reader.position();
         let frame = reader.next().await?;
-        let frame = frame.ok_or(SegmentsError::corrupt(path, position, "the file ends before its last frame"))?;
+        let frame = frame.ok_or_else(|| SegmentsError::ends_early(path, summary.last_index.next(), last))?;
         if frame.index != summary.last_index.next() || frame.term < summary.last_term() {
             return Err(SegmentsError::corrupt(path, position, "the frame does not follow the one before it"));
         }
@@ -154,6 +155,7 @@ pub(super) async fn load_index(
             }
         }
     }
+    reached!("segment index rebuilt for a read");
     let file =
         disk.open(path, OpenMode::ReadOnly, Lane::Bulk).await.map_err(|error| SegmentsError::read(path, error))?;
     let mut again = Summary { end: summary.frames_at, last_index: summary.base_index, ..summary.clone() };

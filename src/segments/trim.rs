@@ -7,6 +7,7 @@
 use super::{Segments, SegmentsError};
 use crate::disk::Disk;
 use crate::ids::Offset;
+use crate::reached;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,6 +63,7 @@ impl Segments {
             if needed {
                 break;
             }
+            reached!("segment trimmed");
             dropped.extend(self.segments.pop_front().map(|segment| segment.path));
         }
         (!dropped.is_empty()).then(|| self.drop_files(dropped))

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // each test binary uses a part of it
 
+pub mod small_disk;
+pub mod trace;
 pub mod weblog;
 
 use balsa::client::{Client, ClientOptions};
@@ -9,6 +11,7 @@ use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long to look away between two looks at a condition.
@@ -41,10 +44,24 @@ impl Drop for Scratch {
     }
 }
 
-/// An address that nobody listens on.
+/// Ports that are handed out. Below those that systems give to outgoing connections, one of which could take the port of a node
+/// that is down for a moment.
+const PORTS: std::ops::Range<u32> = 10_000..32_000;
+
+/// An address that nobody listens on, and that is given to nobody else in this process.
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address")
+    static DRAWN: AtomicU32 = AtomicU32::new(0);
+    // Tests that run at the same time in other processes start elsewhere.
+    let first = std::process::id().wrapping_mul(2_654_435_761) % PORTS.len() as u32;
+    loop {
+        let drawn = DRAWN.fetch_add(1, Ordering::Relaxed);
+        assert!(drawn < PORTS.len() as u32, "no free port is left");
+        let port = PORTS.start + (first + drawn) % PORTS.len() as u32;
+        let address = SocketAddr::from(([127, 0, 0, 1], port as u16));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// Waits until `condition` gives something; panics with what it last said after `PATIENCE`.
@@ -106,6 +123,8 @@ pub struct Node {
     pub dir: PathBuf,
     pub config: PathBuf,
     pub log: PathBuf,
+    /// Words before the command that starts it: a tracer and its options. The process must stay our child.
+    pub wrapped_in: Vec<String>,
     child: Option<Child>,
 }
 
@@ -114,9 +133,10 @@ impl Node {
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "node {} runs already", self.id);
         let log = File::options().append(true).create(true).open(&self.log).expect("the node's log");
-        let child = Command::new(BALSA)
-            .arg("start")
-            .arg("--config")
+        let words = self.wrapped_in.iter().map(String::as_str).chain([BALSA, "start", "--config"]);
+        let words: Vec<&str> = words.collect();
+        let child = Command::new(words[0])
+            .args(&words[1..])
             .arg(&self.config)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the node's log twice"))
@@ -187,6 +207,11 @@ pub struct Cluster {
 impl Cluster {
     /// Lays out a cluster of `count` nodes without starting any.
     pub fn laid_out(name: &str, count: u32) -> Cluster {
+        Cluster::laid_out_with(name, count, "")
+    }
+
+    /// The same with more lines in each configuration, such as `segment_bytes = 4194304`.
+    pub fn laid_out_with(name: &str, count: u32, settings: &str) -> Cluster {
         let scratch = Scratch::new(name);
         let addresses: Vec<(SocketAddr, SocketAddr)> = (0..count).map(|_| (free_address(), free_address())).collect();
         let nodes = (1..=count)
@@ -194,9 +219,10 @@ impl Cluster {
             .map(|(id, (client, peer))| {
                 let config = scratch.0.join(format!("node{id}.toml"));
                 let dir = scratch.0.join(format!("node{id}"));
-                fs::write(&config, config_text(id, &dir, &addresses)).expect("the node's configuration");
+                let text = format!("{settings}\n{}", config_text(id, &dir, &addresses));
+                fs::write(&config, text).expect("the node's configuration");
                 let log = scratch.0.join(format!("node{id}.log"));
-                Node { id, client: *client, peer: *peer, dir, config, log, child: None }
+                Node { id, client: *client, peer: *peer, dir, config, log, wrapped_in: Vec::new(), child: None }
             })
             .collect();
         Cluster { nodes, scratch }
@@ -204,7 +230,12 @@ impl Cluster {
 
     /// Starts a cluster of `count` nodes and waits until it answers.
     pub async fn start(name: &str, count: u32) -> Cluster {
-        let mut cluster = Cluster::laid_out(name, count);
+        Cluster::start_with(name, count, "").await
+    }
+
+    /// The same with more lines in each configuration.
+    pub async fn start_with(name: &str, count: u32, settings: &str) -> Cluster {
+        let mut cluster = Cluster::laid_out_with(name, count, settings);
         cluster.nodes.iter_mut().for_each(Node::start);
         cluster.wait_until_up().await;
         cluster

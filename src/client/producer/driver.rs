@@ -11,6 +11,7 @@ use super::link::{Event, Link};
 use super::{Delivery, SessionChoice, Shared};
 use crate::ids::{Digest, Offset, Term, TimestampMs};
 use crate::limits::{BATCH_RECORDS_MAX, TOPIC_PARTITIONS_MAX};
+use crate::reached;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -201,8 +202,9 @@ impl Driver {
     /// Does whatever one partition is ready for.
     fn pump(&mut self, partition: u32) {
         let now = Instant::now();
-        if self.shared.failed.get().is_some() {
-            self.fail_waiting(partition);
+        let has_failed = self.shared.failed.get().is_some();
+        if has_failed && self.lanes[partition as usize].queue.is_empty() {
+            self.fail_waiting(partition); // not before those that are under way: deliveries come in the order of the records
         }
         let lane = &mut self.lanes[partition as usize];
         if lane.queue.front().is_some_and(|first| first.deadline <= now) {
@@ -212,7 +214,9 @@ impl Driver {
             self.fail(partition, error);
         }
         if !self.lanes[partition as usize].failed && self.session_is_open(partition, now) {
-            self.fill(partition, now);
+            if !has_failed {
+                self.fill(partition, now);
+            }
             self.send(partition, now);
             self.look_for_silence(partition, now);
         }
@@ -365,6 +369,7 @@ impl Driver {
         let silent = lane.silent_since.is_some_and(|since| now.saturating_duration_since(since) >= STALL);
         let link = lane.link.and_then(|link| self.links.get(&link));
         let (true, true, Some(link)) = (silent, lane.sent > 0, link) else { return };
+        reached!("producer meets a silent server");
         lane.silent_since = Some(now);
         lane.stalls += 1;
         lane.last_failure = format!("{} was silent", link.address);
@@ -484,6 +489,7 @@ impl Driver {
                 wait = if first_try { Duration::ZERO } else { wait };
             }
         }
+        reached!("producer goes back to its first batch");
         // All others that are out have no answer yet: theirs may still come true.
         for (at, pending) in lane.queue.iter_mut().enumerate() {
             pending.open |= at != position && pending.number != 0;
@@ -577,7 +583,7 @@ impl Driver {
             at_latest(lane.retry_at);
         }
         let room = lane.queue.len() < lane.in_flight_max(options.in_flight_batches, &options.session);
-        if room && !lane.failed {
+        if room && self.shared.failed.get().is_none() {
             at_latest(self.shared.waiting_since(partition).map(|since| (since + options.linger).max(now)));
         }
         if lane.timer != next {

@@ -1,10 +1,13 @@
 //! What the simulated disk holds, and what a crash leaves of it. No IO, no waiting.
 
 use super::paged::Paged;
-use super::{Fault, FaultEffect, Operation, OperationKind, Survival, Unsynced, SECTOR_BYTES};
+use super::{Fault, FaultEffect, Onlooker, Operation, OperationKind, Survival, Unsynced, SECTOR_BYTES};
 use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +25,16 @@ pub(super) struct Inode {
     pub(super) durable: Paged,
     /// Changes since the last sync, in order.
     pub(super) pending: Vec<Change>,
-    /// Changes that a failed sync should have made durable.
-    pub(super) in_doubt: Vec<Change>,
+    /// Changes that a failed sync should have made durable, and those that were synced since, which are certain: what they
+    /// cover is in doubt no more.
+    pub(super) in_doubt: Vec<(Change, Doubt)>,
+}
+
+/// Whether a change is durable.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doubt {
+    InDoubt,
+    Certain,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,7 +61,9 @@ pub(super) struct State {
     pub(super) locks: BTreeSet<PathBuf>,
     pub(super) capacity: Option<u64>,
     pub(super) faults: Vec<Fault>,
-    pub(super) delays: BTreeMap<OperationKind, Duration>,
+    pub(super) delays: BTreeMap<OperationKind, RangeInclusive<Duration>>,
+    pub(super) delay_seed: u64,
+    pub(super) onlooker: Option<Onlooker>,
     pub(super) operations: u64,
     pub(super) freeze_at: Option<u64>,
     pub(super) log: Option<Vec<Operation>>,
@@ -70,6 +83,18 @@ impl State {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the disk is frozen: its node has crashed"));
         }
         Ok(())
+    }
+
+    /// How long this operation takes.
+    pub(super) fn draw_delay(&mut self, kind: OperationKind) -> Duration {
+        let Some(delays) = self.delays.get(&kind) else { return Duration::ZERO };
+        let (shortest, longest) = (*delays.start(), *delays.end());
+        if shortest >= longest {
+            return shortest;
+        }
+        let mut rng = StdRng::seed_from_u64(self.delay_seed);
+        self.delay_seed = rng.gen();
+        rng.gen_range(shortest..=longest)
     }
 
     /// The fault that strikes this operation, if one does.
@@ -92,13 +117,10 @@ impl State {
     }
 
     /// Counts an operation that changed the disk; logs it and keeps a fork if asked to.
-    pub(super) fn record(&mut self, operation: Operation) {
-        if operation.kind == OperationKind::Read {
-            return;
-        }
+    pub(super) fn record(&mut self, operation: &Operation) {
         self.operations += 1;
         if let Some(log) = &mut self.log {
-            log.push(operation);
+            log.push(operation.clone());
         }
         if self.forks.is_some() {
             let fork = self.snapshot();
@@ -135,7 +157,13 @@ impl State {
             let Node::File(number) = node else { continue };
             let Some(inode) = self.inodes.get(number) else { continue };
             let mut durable = inode.durable.clone();
-            for change in inode.in_doubt.iter().chain(&inode.pending) {
+            for (change, doubt) in &inode.in_doubt {
+                match doubt {
+                    Doubt::InDoubt => change.survive(&mut durable, path, decide),
+                    Doubt::Certain => change.apply(&mut durable),
+                }
+            }
+            for change in &inode.pending {
                 change.survive(&mut durable, path, decide);
             }
             next.inodes.insert(*number, Arc::new(Inode { live: durable.clone(), durable, ..Inode::default() }));
@@ -183,8 +211,9 @@ impl State {
             }
             if !self.has_dir(dir) {
                 Arc::make_mut(&mut self.names).insert(dir.to_owned(), Node::Dir);
-                Arc::make_mut(&mut self.durable_names).insert(dir.to_owned(), Node::Dir);
+                // First what happened before: a directory of this name may have been removed.
                 self.sync_names(dir.parent().unwrap_or(Path::new("")));
+                Arc::make_mut(&mut self.durable_names).insert(dir.to_owned(), Node::Dir);
             }
         }
         Ok(())
@@ -234,6 +263,9 @@ impl State {
         let inode = Arc::make_mut(self.inodes.get_mut(&number).ok_or(io::ErrorKind::NotFound)?);
         for change in std::mem::take(&mut inode.pending) {
             change.apply(&mut inode.durable);
+            if !inode.in_doubt.is_empty() {
+                inode.in_doubt.push((change, Doubt::Certain));
+            }
         }
         if inode.in_doubt.is_empty() {
             inode.durable = inode.live.clone(); // equal already; from here on they share pages
@@ -244,7 +276,7 @@ impl State {
     pub(super) fn doubt(&mut self, number: u64) {
         if let Some(inode) = self.inodes.get_mut(&number).map(Arc::make_mut) {
             let pending = std::mem::take(&mut inode.pending);
-            inode.in_doubt.extend(pending);
+            inode.in_doubt.extend(pending.into_iter().map(|change| (change, Doubt::InDoubt)));
         }
     }
 }

@@ -10,10 +10,11 @@ use crate::ids::{Digest, GroupId, LogIndex, NodeId, Offset, ReplicaId, Term, Tim
 use crate::journal::base::Base;
 use crate::segments::verdict::Verdict;
 use crate::segments::{ReadBatch, SegmentsError};
+use crate::watch;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 /// Commands that wait in one queue of the driver before senders wait.
 const QUEUE_LEN: usize = 4_096;

@@ -13,10 +13,11 @@ use crate::journal::{GroupWrite, RecoveredGroup};
 use crate::limits::BASE_MOVE_BYTES;
 use crate::peers::wire::GroupMessage;
 use crate::segments::{DropJob, FlushDone, ResetDone, Segments, SegmentsError, SegmentsOptions};
+use crate::watch;
+use crate::{planted, reached};
 use raft::eraftpb::{HardState, Message};
 use slog::{info, warn};
 use std::collections::{BTreeSet, VecDeque};
-use tokio::sync::watch;
 
 /// A `Ready` whose writes are not reported durable yet, or that stands behind such a one.
 struct Pending {
@@ -175,7 +176,7 @@ impl<S: StateMachine> Driver<S> {
             // A file that is gone looks like a trim; but what was not agreed on was not trimmed.
             let reason = format!(
                 "its segments start at offset {start}, but the log starts at {agreed} as of index {base_index}: older segment \
-                 files are missing; restore them, or wipe the directory and replace the node"
+                 files are missing; put them back"
             );
             return Err(DriverError::Recovery { group, reason });
         }
@@ -190,7 +191,11 @@ impl<S: StateMachine> Driver<S> {
 
     /// Starts hosting a group, unless it is hosted or on its way.
     pub(super) fn host(&mut self, group: GroupId, id: ReplicaId, base: Base) {
-        if self.groups.contains_key(&group) || self.tombstones.contains(&group) || !self.opening.insert(group) {
+        let removed = self.tombstones.contains(&group) && !planted!("removed-replica-returning");
+        if removed {
+            reached!("group not hosted, it was removed");
+        }
+        if self.groups.contains_key(&group) || removed || !self.opening.insert(group) {
             return;
         }
         let (disk, dir, options) = (self.disk.clone(), self.group_dir(group), self.segments_options(group));
@@ -206,12 +211,14 @@ impl<S: StateMachine> Driver<S> {
 
     fn on_opened(&mut self, group: GroupId, id: ReplicaId, base: Base, opened: Result<Box<Segments>, SegmentsError>) {
         if !self.opening.remove(&group) {
+            reached!("group removed while it was opened");
             return jobs::remove_dir(&*self.disk, &self.group_dir(group), self.jobs.clone());
         }
         let segments = match opened {
             Ok(segments) => *segments,
             Err(SegmentsError::NoSpace { .. }) => {
                 // The catalog goes on wanting the group; the node's reconciliation asks again.
+                reached!("no room for a new group");
                 return warn!(self.log, "no room for a new group"; "group" => %group);
             }
             Err(source) => return self.fail(DriverError::Segments { group, source }),
@@ -246,6 +253,7 @@ impl<S: StateMachine> Driver<S> {
         let Some(mut hosted) = self.groups.remove(&group) else { return };
         info!(self.log, "group is removed"; "group" => %group);
         self.options.tell(group, Observed::Removed);
+        reached!("group removed");
         self.tombstones.insert(group);
         let held = hosted.held.take().map(|effects| effects.answers).unwrap_or_default();
         for (token, answer) in held.into_iter().chain(hosted.replica.abandon()) {
@@ -362,7 +370,11 @@ impl<S: StateMachine> Driver<S> {
     /// Drops whole segments below the agreed start of the log.
     fn trim(&mut self, group: GroupId) {
         let Some(hosted) = self.groups.get_mut(&group) else { return };
-        let dropped = hosted.segments.drop_before(hosted.durable_start);
+        let start = match planted!("segments-dropped-before-base-moved") {
+            true => hosted.replica.machine().log_start(),
+            false => hosted.durable_start,
+        };
+        let dropped = hosted.segments.drop_before(start);
         if dropped.is_some() {
             hosted.replica.log_trimmed(hosted.segments.first_index());
         }
@@ -401,6 +413,7 @@ impl<S: StateMachine> Driver<S> {
         let Some(hosted) = self.groups.get_mut(&group) else { return };
         let nothing_new = hosted.replica.applied_index() <= hosted.recorded_base;
         if hosted.flushing || hosted.held.is_some() || hosted.resetting.is_some() || nothing_new {
+            reached!("base asked for while it can't move");
             hosted.base_wanted = true;
             return;
         }
@@ -457,6 +470,7 @@ impl<S: StateMachine> Driver<S> {
     fn on_fetched(&mut self, group: GroupId, fetch: Fetch, entries: Result<Vec<raft::eraftpb::Entry>, SegmentsError>) {
         let entries = entries.unwrap_or_else(|error| {
             // The follower stays behind until the damage is repaired; everybody else is served.
+            reached!("entries for a follower can't be read");
             warn!(self.log, "entries for a follower can't be read"; "group" => %group, "reason" => %error);
             Vec::new()
         });
@@ -497,6 +511,7 @@ impl<S: StateMachine> Driver<S> {
     }
 
     fn on_no_space(&mut self, group: GroupId) {
+        reached!("no room for segments");
         if !self.health.reserve_reached {
             warn!(self.log, "the disk is full; appends are refused until there is room"; "group" => %group);
         }
@@ -516,6 +531,7 @@ impl<S: StateMachine> Driver<S> {
             if reached {
                 warn!(self.log, "the disk's reserve is reached; appends are refused"; "free_bytes" => free_bytes);
             } else {
+                reached!("room on the disk again");
                 info!(self.log, "there is room on the disk again"; "free_bytes" => free_bytes);
             }
         }

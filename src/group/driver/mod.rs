@@ -29,6 +29,7 @@ use crate::group::sleep;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::journal::{GroupWrite, JournalError, JournalHandle, JournalReport, Recovered};
 use crate::peers::{PeerEvent, Peers};
+use crate::reached;
 use crate::segments::{SegmentsError, SegmentsOptions};
 use handle::{outcome_of, queues, Queues};
 use health::{Health, SyncState};
@@ -312,6 +313,7 @@ impl<S: StateMachine> Driver<S> {
         }
         for _ in 0..EVENTS_PER_TURN {
             if self.appends_wait() {
+                reached!("appends wait, the journal is over its cap");
                 break;
             }
             let Ok(append) = self.queues.appends.try_recv() else { break };
@@ -388,11 +390,13 @@ impl<S: StateMachine> Driver<S> {
         let group = GroupId(message.group);
         if self.over_cap && self.health.reserve_reached && carries_entries(&message) {
             // They would pile up in memory: nothing moves to the segments of a full disk. Raft sends them again.
+            reached!("entries of a peer dropped, the disk is full");
             return;
         }
         // No peer message creates a group: only the catalog does.
         let (Some(hosted), Some(mut message)) = (self.groups.get_mut(&group), message.message) else { return };
         if sleep::asks_to_sleep(&message) && !self.connected.contains(&from) {
+            reached!("asked to sleep by a node that is not linked");
             sleep::take_sleep(&mut message); // nobody would wake this replica if that node were gone
         }
         self.options.tell(group, Observed::Received { from, message: &message });
@@ -434,6 +438,7 @@ impl<S: StateMachine> Driver<S> {
         self.health.tick();
         match self.health.sync_state(self.options.sync_slow_ticks, self.options.sync_hung_ticks) {
             SyncState::Hung => {
+                reached!("sync hung, the node ends");
                 let waited_ms = self.options.sync_hung_ticks * self.options.tick_ms;
                 self.failure = Some(DriverError::SyncHung { waited_ms });
                 return;
@@ -471,6 +476,7 @@ impl<S: StateMachine> Driver<S> {
         }
         self.retired = retired;
         if retired {
+            reached!("leader retired by a slow disk");
             warn!(self.log, "a sync of the journal takes too long; this node gives up all leadership");
         } else {
             info!(self.log, "the journal syncs again; this node may lead");
@@ -489,6 +495,7 @@ impl<S: StateMachine> Driver<S> {
     fn on_append(&mut self, append: Append) {
         let Append { group, command, waiter } = append;
         if self.over_cap {
+            reached!("append refused, the journal is over its cap");
             let full = if self.health.reserve_reached { vec![self.options.node] } else { Vec::new() };
             return waiter.answer(Err(match full.is_empty() {
                 true => CommandError::JournalFull,
@@ -499,6 +506,7 @@ impl<S: StateMachine> Driver<S> {
             return waiter.answer(Err(CommandError::NotHosted(group)));
         };
         if !self.full.is_empty() && !hosted.majority_outside(&self.full) && S::adds_data(&command) {
+            reached!("append refused, disks are full");
             return waiter.answer(Err(CommandError::DiskFull { group, full: self.full.clone() }));
         }
         let token = self.waiters.insert(Waiting::Proposal(waiter)) as u64;
@@ -558,6 +566,7 @@ impl<S: StateMachine> Driver<S> {
             return;
         }
         if leads > 0 {
+            reached!("stopping while still leading");
             warn!(self.log, "stopping although groups are still led here"; "groups" => leads);
         }
         for reply in self.handing_over.take().into_iter().flat_map(|(_, replies)| replies) {
@@ -588,6 +597,7 @@ impl<S: StateMachine> Driver<S> {
         for (group, hosted) in &mut self.groups {
             let room = hosted.replica.voters().into_iter().find(|voter| !self.full.contains(&voter.node()));
             if let (true, Some(to)) = (hosted.replica.is_leader() && hosted.majority_outside(&self.full), room) {
+                reached!("leader on a full disk hands over");
                 let _ = hosted.replica.transfer_leader(to.node());
                 self.dirty.insert(*group);
             }
@@ -600,6 +610,7 @@ impl<S: StateMachine> Driver<S> {
         for path in names {
             let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
             if name.is_some_and(|group| !self.groups.contains_key(&GroupId(group))) {
+                reached!("files of an unknown group removed at the start");
                 jobs::remove_dir(&*self.disk, &path, self.jobs.clone());
             }
         }
@@ -616,6 +627,7 @@ impl<S: StateMachine> Driver<S> {
         options.tick_ms = self.options.tick_ms;
         options.election_ticks = self.options.election_ticks;
         options.heartbeat_ticks = HEARTBEAT_TICKS;
+        options.log_cache_bytes_max = self.options.segments.tail_cache_bytes;
         options
     }
 
