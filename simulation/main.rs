@@ -9,9 +9,31 @@
 //!
 //! `docs/simulation.md` tells how to run it, read its log and replay a seed.
 
+#[cfg(not(all(madsim, planted)))]
+compile_error!(
+    "the simulator is built by `cargo sim`, which sets --cfg madsim and --cfg planted; RUSTFLAGS hides them"
+);
+
+mod campaign;
+mod checker;
+mod command_line;
+mod core;
 mod coverage;
 mod faults;
+mod history;
+mod panics;
+mod plants;
+mod print;
+mod rules;
 mod run;
+mod seen;
+mod sweep;
 mod trace;
+mod whole;
+mod worlds;
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    command_line::run()
+}

@@ -1,8 +1,9 @@
 //! One run: what is asked for, and what came of it. Both worlds take the one and give the other.
 
 use crate::coverage::Coverage;
-use crate::faults::FaultSet;
+use crate::faults::{FaultClass, FaultSet, Trigger};
 use crate::trace::Detail;
+use std::fmt;
 
 /// Which world.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -11,6 +12,39 @@ pub enum World {
     Core,
     /// The shipped node and client under madsim.
     Whole,
+}
+
+impl World {
+    pub const ALL: [World; 2] = [World::Core, World::Whole];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            World::Core => "core",
+            World::Whole => "whole",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<World> {
+        World::ALL.into_iter().find(|one| one.name() == name)
+    }
+}
+
+impl fmt::Display for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A world as the rest of the simulator sees it.
+#[derive(Clone, Copy)]
+pub struct Registered {
+    pub world: World,
+    /// Runs it once; called on a thread of its own, which ends afterwards.
+    pub run: fn(&Request) -> Report,
+    /// Classes of faults that it knows: over a sweep each must strike.
+    pub faults: &'static [FaultClass],
+    /// Events that it aims faults at: over a sweep each must happen.
+    pub triggers: &'static [Trigger],
 }
 
 /// What a run is asked to be. Everything else follows from the seed.

@@ -4,6 +4,7 @@
 //! text kept. Numbers go into the hash, never the text, so that both runs have the same one.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, BufWriter, Stdout, Write};
 
 /// How many of a node's last events are kept.
 const KEPT_PER_NODE: usize = 200;
@@ -15,7 +16,7 @@ pub enum Detail {
     Hash,
     /// Each node's last events.
     Last,
-    /// All of it, printed to standard error as it happens, and each node's last events.
+    /// All of it, printed to standard output as it happens, and each node's last events.
     Printed,
 }
 
@@ -25,11 +26,14 @@ pub struct Trace {
     hash: u64,
     events: u64,
     last: BTreeMap<u32, VecDeque<(u64, String)>>,
+    /// Its buffer is written when the trace is dropped, by a panic too.
+    printed: Option<BufWriter<Stdout>>,
 }
 
 impl Trace {
     pub fn new(detail: Detail) -> Trace {
-        Trace { detail, hash: 0xcbf2_9ce4_8422_2325, events: 0, last: BTreeMap::new() }
+        let printed = (detail == Detail::Printed).then(|| BufWriter::new(io::stdout()));
+        Trace { detail, hash: 0xcbf2_9ce4_8422_2325, events: 0, last: BTreeMap::new(), printed }
     }
 
     /// Something happened on a node (0: to the world or a client). `numbers` tell it apart from what could have happened
@@ -42,7 +46,6 @@ impl Trace {
         numbers: &[u64],
         text: impl FnOnce() -> String,
     ) {
-        self.events += 1;
         self.mix(now_us);
         self.mix(u64::from(node));
         for byte in kind.bytes() {
@@ -51,23 +54,34 @@ impl Trace {
         for number in numbers {
             self.mix(*number);
         }
+        self.note(now_us, node, kind, text);
+    }
+
+    /// Something worth reading and no more, such as a line a node logged: kept as text, and no part of the hash.
+    pub fn note(&mut self, now_us: u64, node: u32, kind: &'static str, text: impl FnOnce() -> String) {
         if self.detail == Detail::Hash {
             return;
         }
-        let text = text();
-        if self.detail == Detail::Printed {
-            eprintln!("{}", line(now_us, node, kind, &text));
+        self.events += 1;
+        let line = line(now_us, node, kind, &text());
+        if let Some(printed) = &mut self.printed {
+            or_gone(writeln!(printed, "{line}"));
         }
         let last = self.last.entry(node).or_default();
         if last.len() == KEPT_PER_NODE {
             last.pop_front();
         }
-        last.push_back((self.events, line(now_us, node, kind, &text)));
+        last.push_back((self.events, line));
     }
 
     fn mix(&mut self, number: u64) {
         self.hash = (self.hash ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.hash ^= self.hash >> 29;
+    }
+
+    /// Whether text is kept.
+    pub fn keeps_text(&self) -> bool {
+        self.detail != Detail::Hash
     }
 
     pub fn hash(&self) -> u64 {
@@ -80,6 +94,13 @@ impl Trace {
         let mut events: Vec<_> = wanted.flat_map(|(_, last)| last).collect();
         events.sort();
         events.into_iter().map(|(_, line)| line.clone()).collect()
+    }
+}
+
+/// A reader of the log who went away has seen enough.
+fn or_gone(written: io::Result<()>) {
+    if written.is_err() {
+        std::process::exit(0);
     }
 }
 

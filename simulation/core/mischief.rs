@@ -1,0 +1,423 @@
+//! Faults: when which one strikes, and how it ends.
+//!
+//! Some strike at once, some wait for an event (`Armed`). Damage that loses bytes stays within the budget: it strikes a node only if all that
+//! was agreed on has a majority's copies without it, and no other node's files are rotten.
+
+use super::chance::Chance;
+use super::options::STORM_US;
+use super::shared::{Armed, End, Event, Shared};
+use super::world::World;
+use crate::faults::{FaultClass, Trigger};
+use balsa::disk::sim::{Fault, FaultEffect, OperationKind, SimDisk};
+use balsa::disk::{read_file, Disk};
+use balsa::ids::{GroupId, NodeId};
+use futures::FutureExt;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What ends a fault that lasts.
+enum Undo {
+    Mend(Vec<(u32, u32)>),
+    Quicken(Vec<(u32, u32)>),
+    Flap { one: u32, other: u32, times: u64, is_cut: bool },
+    Loss,
+    Delay,
+    Reorder,
+    Double,
+    Clients(u32),
+    DiskSlow(u32),
+    DiskHung(u32),
+    DiskFull(u32),
+}
+
+/// See the module's text.
+pub struct Mischief {
+    chance: Chance,
+    under_way: BTreeMap<u64, Undo>,
+    next: u64,
+    /// Older states of disks, for files that come back from the past.
+    old: BTreeMap<u32, SimDisk>,
+}
+
+impl Mischief {
+    pub fn new(chance: Chance, shared: &mut Shared) -> Mischief {
+        shared.after(2_000_000, Event::Fault);
+        Mischief { chance, under_way: BTreeMap::new(), next: 0, old: BTreeMap::new() }
+    }
+}
+
+fn pairs(ones: &[u32], others: &[u32]) -> Vec<(u32, u32)> {
+    let all = ones.iter().flat_map(|one| others.iter().flat_map(move |other| [(*one, *other), (*other, *one)]));
+    all.filter(|(one, other)| one != other).collect()
+}
+
+impl World {
+    fn all(&self) -> Vec<u32> {
+        (1..=self.shared.options.nodes).collect()
+    }
+
+    pub fn make_mischief(&mut self) {
+        if self.watch.is_healed || self.shared.now > STORM_US {
+            return;
+        }
+        let every = self.shared.options.fault_every_us;
+        let next_us = self.mischief.chance.within(every / 4..every * 7 / 4);
+        self.shared.after(next_us, Event::Fault);
+        let classes: Vec<FaultClass> = self.shared.options.faults.0.iter().copied().collect();
+        let Some(class) = self.mischief.chance.pick(&classes) else { return };
+        let all = self.all();
+        let node = self.mischief.chance.pick(&all).unwrap_or(1);
+        self.shared.event(node, "fault", &[class as u64], || class.to_string());
+        self.strike(class, node);
+    }
+
+    fn lasts(&mut self, class: FaultClass, undo: Undo) {
+        self.struck(class);
+        let fault = self.mischief.next;
+        self.mischief.next += 1;
+        self.mischief.under_way.insert(fault, undo);
+        let lasts_us = match self.mischief.chance.below(4) {
+            0 => self.mischief.chance.within(100_000..1_000_000),
+            1 => self.mischief.chance.within(4_000_000..20_000_000),
+            _ => self.mischief.chance.within(1_000_000..5_000_000),
+        };
+        self.shared.after(lasts_us, Event::Over { fault });
+    }
+
+    fn cut(&mut self, class: FaultClass, pairs: Vec<(u32, u32)>) {
+        for (from, to) in &pairs {
+            self.shared.network.cut(*from, *to);
+            if self.mischief.chance.ratio(1, 4) {
+                let delay_us = self.mischief.chance.within(100_000..1_000_000);
+                self.shared.after(delay_us, Event::Lost { node: *to, peer: *from });
+            }
+        }
+        self.lasts(class, Undo::Mend(pairs));
+    }
+
+    /// The leader of some group, if there is one.
+    fn some_leader(&mut self) -> Option<(GroupId, u32)> {
+        let groups: Vec<GroupId> = self.found.keys().copied().collect();
+        let group = self.mischief.chance.pick(&groups)?;
+        Some((group, self.leader_of(group)?))
+    }
+
+    fn other(&mut self, node: u32) -> u32 {
+        let others: Vec<u32> = self.all().into_iter().filter(|other| *other != node).collect();
+        self.mischief.chance.pick(&others).unwrap_or(node)
+    }
+
+    fn strike(&mut self, class: FaultClass, node: u32) {
+        let all = self.all();
+        match class {
+            FaultClass::Loss => {
+                self.shared.network.loss += self.mischief.chance.within(5..200);
+                self.lasts(class, Undo::Loss);
+            }
+            FaultClass::Delay => {
+                self.shared.network.delays = true;
+                self.lasts(class, Undo::Delay);
+            }
+            FaultClass::Reorder => {
+                self.shared.network.reorders = true;
+                self.lasts(class, Undo::Reorder);
+            }
+            FaultClass::Double => {
+                self.shared.network.doubles = true;
+                self.lasts(class, Undo::Double);
+            }
+            FaultClass::OneWayCut => {
+                let other = self.other(node);
+                self.cut(class, vec![(node, other)]);
+            }
+            FaultClass::PartialPartition => {
+                let mut cut = Vec::new();
+                for _ in 0..self.mischief.chance.within(1..all.len() as u64) {
+                    let (one, other) = (self.mischief.chance.pick(&all).unwrap_or(1), self.other(node));
+                    cut.extend(pairs(&[one], &[other]));
+                }
+                self.cut(class, cut);
+            }
+            FaultClass::Flap => {
+                let (other, times) = (self.other(node), self.mischief.chance.within(3..20));
+                self.struck(class);
+                self.flap(Undo::Flap { one: node, other, times, is_cut: false });
+            }
+            FaultClass::SlowLink => {
+                let other = self.other(node);
+                let slow = pairs(&[node], &[other]);
+                slow.iter().for_each(|(from, to)| self.shared.network.slow(*from, *to));
+                self.lasts(class, Undo::Quicken(slow));
+            }
+            FaultClass::SplitBrain => {
+                let sides = 2 + self.mischief.chance.below(2);
+                let side_of: Vec<u64> = all.iter().map(|_| self.mischief.chance.below(sides)).collect();
+                let of = |side: u64| {
+                    all.iter()
+                        .zip(&side_of)
+                        .filter(move |(_, of)| **of == side)
+                        .map(|(node, _)| *node)
+                        .collect::<Vec<_>>()
+                };
+                let mut cut = pairs(&of(0), &of(1));
+                cut.extend(pairs(&of(0), &of(2)));
+                cut.extend(pairs(&of(1), &of(2)));
+                self.cut(class, cut);
+            }
+            FaultClass::LeaderFromFollowers => {
+                let leader = self.some_leader().map_or(node, |(_, leader)| leader);
+                let one_way = self.mischief.chance.ratio(1, 3);
+                let cut = pairs(&[leader], &all);
+                self.cut(class, cut.into_iter().filter(|(from, _)| !one_way || *from == leader).collect());
+            }
+            FaultClass::NodeFromClients => {
+                self.shared.network.clients_cut[node as usize] += 1;
+                self.lasts(class, Undo::Clients(node));
+            }
+            FaultClass::Kill => self.crash(class, node, End::Kill),
+            FaultClass::PowerLoss => self.crash(class, node, End::PowerLoss),
+            FaultClass::AllAtOnce => {
+                self.struck(class);
+                all.into_iter().for_each(|node| self.end(node, End::PowerLoss));
+            }
+            FaultClass::Pause => {
+                let lasts_us = self.mischief.chance.within(100_000..6_000_000);
+                if self.is_up(node) {
+                    self.struck(class);
+                    self.nodes[node as usize].paused_until = self.shared.now + lasts_us;
+                }
+            }
+            FaultClass::Wipe => {
+                if self.may_damage(node) {
+                    self.struck(class);
+                    self.end(node, End::Kill);
+                    self.wipe(node);
+                }
+            }
+            FaultClass::Membership => {
+                let groups: Vec<GroupId> = self.found.keys().copied().collect();
+                let group = self.mischief.chance.pick(&groups).unwrap_or_default();
+                self.stir_members(group);
+            }
+            FaultClass::Transfer => {
+                if let Some((group, leader)) = self.some_leader() {
+                    self.struck(class);
+                    self.shared.operations += 1;
+                    self.with(leader, None, |process, shared| {
+                        process.act(group, shared, |replica| drop(replica.transfer_leader(NodeId(node))));
+                    });
+                }
+            }
+            FaultClass::ClockStep => {
+                self.struck(class);
+                let step_ms = self.mischief.chance.within(0..4_000_000) as i64 - 2_000_000;
+                self.nodes[node as usize].clock_offset_ms += step_ms;
+            }
+            FaultClass::ClockDrift => {
+                self.struck(class);
+                self.nodes[node as usize].drift_ppm = self.mischief.chance.within(0..400_000) as i64 - 200_000;
+            }
+            FaultClass::WriteFails => self.fail_disk(class, node, OperationKind::Write),
+            FaultClass::SyncFails => self.fail_disk(class, node, OperationKind::Sync),
+            FaultClass::RotBit | FaultClass::RotBlock | FaultClass::RotFile => self.rot(class, node),
+            FaultClass::DiskFull => {
+                self.nodes[node as usize].full_disks += 1;
+                self.nodes[node as usize].disk_is_ill = true;
+                self.give_space(node, true);
+                self.lasts(class, Undo::DiskFull(node));
+            }
+            FaultClass::DiskSlow => {
+                // So slow that its syncs may count as hung.
+                self.nodes[node as usize].slow_disks += 1;
+                self.nodes[node as usize].disk_is_ill = true;
+                self.with(node, None, |process, _| process.gate.set_slowness(20));
+                self.lasts(class, Undo::DiskSlow(node));
+            }
+            FaultClass::DiskHung => {
+                self.nodes[node as usize].hung_disks += 1;
+                self.nodes[node as usize].disk_is_ill = true;
+                self.with(node, None, |process, _| process.gate.set_hung(true));
+                self.lasts(class, Undo::DiskHung(node));
+            }
+        }
+    }
+
+    /// A process ends now, or at a moment to come.
+    fn crash(&mut self, class: FaultClass, node: u32, how: End) {
+        if self.shared.armed.len() < 2 && self.mischief.chance.ratio(2, 3) {
+            let trigger = self.mischief.chance.pick(Trigger::ALL).unwrap_or(Trigger::AfterVote);
+            let frequent = matches!(trigger, Trigger::BetweenWriteAndSync | Trigger::AfterSyncBeforeAnswer);
+            let skip = self.mischief.chance.below(if frequent { 40 } else { 3 });
+            self.shared.armed.push(Armed { trigger, skip, how });
+            return;
+        }
+        if self.is_up(node) {
+            self.struck(class);
+            self.end(node, how);
+        }
+    }
+
+    fn fail_disk(&mut self, class: FaultClass, node: u32, kind: OperationKind) {
+        if !self.is_up(node) {
+            return;
+        }
+        self.struck(class);
+        let at = &mut self.nodes[node as usize];
+        at.disk_is_ill = true;
+        let path_contains = if self.mischief.chance.ratio(2, 3) { "journal" } else { "" }.to_owned();
+        let skip = self.mischief.chance.below(6);
+        at.home.disk.inject(Fault { kind, path_contains, skip, effect: FaultEffect::Fail(io::ErrorKind::Other) });
+    }
+
+    /// Whether the budget allows to lose what a node has.
+    fn may_damage(&self, node: u32) -> bool {
+        if self.shared.options.over_budget {
+            return true;
+        }
+        let others_sound = self.nodes.iter().enumerate().all(|(other, at)| other as u32 == node || !at.rotted);
+        others_sound && self.shared.rules.can_spare(node) && self.found.keys().all(|group| self.is_settled(*group))
+    }
+
+    /// Whether a group is led and no change of its members is on its way: one that is not known to be committed could make voters of
+    /// replicas that are gone.
+    fn is_settled(&self, group: GroupId) -> bool {
+        let leader = self.leader_of(group).and_then(|leader| self.nodes[leader as usize].process.as_ref());
+        leader.and_then(|process| process.groups.get(&group)).is_some_and(|hosted| hosted.replica.status().settled)
+    }
+
+    /// Files of a node that is down are damaged.
+    fn rot(&mut self, class: FaultClass, node: u32) {
+        if !self.mischief.old.contains_key(&node) || self.mischief.chance.ratio(1, 3) {
+            self.mischief.old.insert(node, self.nodes[node as usize].home.disk.fork());
+        }
+        if !self.may_damage(node) || !self.nodes[node as usize].home.is_founded {
+            return;
+        }
+        self.end(node, End::Kill);
+        let Some(path) = self.some_file(node) else { return };
+        let chance = &mut self.mischief.chance;
+        let at = &mut self.nodes[node as usize];
+        let disk = at.home.disk.clone();
+        let content = read_file(&disk, &path, u64::MAX).now_or_never().and_then(Result::ok).unwrap_or_default();
+        let len = content.len().max(1) as u64;
+        let end = content.iter().rposition(|byte| *byte != 0).map_or(len, |last| last as u64 + 1);
+        // Often what was written last: that is what could be taken for torn.
+        let place = if chance.ratio(1, 2) { chance.within(end.saturating_sub(600)..end) } else { chance.below(len) };
+        let done = match class {
+            FaultClass::RotBit => disk.flip(&path, place, 1 << chance.below(8)),
+            FaultClass::RotBlock => {
+                let block = place / 512 * 512;
+                disk.zero_block(&path, block, 512.min(len - block))
+            }
+            _ if chance.ratio(1, 2) => disk.lose_file(&path),
+            _ => self.mischief.old.get(&node).is_some_and(|old| disk.restore_file_from(old, &path)),
+        };
+        if done {
+            at.rotted = true;
+            at.rotted_at = self.shared.now;
+            at.rotted_unmarked = !at.was_marked && path.starts_with(super::disk::JOURNAL_DIR);
+            let unmarked = at.rotted_unmarked;
+            if unmarked {
+                self.shared.rules.node_down(node, crate::rules::Down::Damaged);
+            }
+            self.struck(class);
+            self.shared
+                .event(node, "rot", &[class as u64, len], || format!("{class} in {} of {len} B", path.display()));
+        }
+    }
+
+    fn some_file(&mut self, node: u32) -> Option<PathBuf> {
+        let disk = self.nodes[node as usize].home.disk.clone();
+        let mut dirs = vec![PathBuf::from(super::disk::JOURNAL_DIR)];
+        if self.mischief.chance.ratio(1, 2) {
+            dirs =
+                self.found.keys().map(|group| Path::new(super::disk::GROUPS_DIR).join(group.0.to_string())).collect();
+        }
+        let list = |dir: &PathBuf| disk.list(dir).now_or_never().and_then(Result::ok).unwrap_or_default();
+        let files: Vec<PathBuf> = dirs.iter().flat_map(list).collect();
+        let at = self.mischief.chance.below(files.len().max(1) as u64) as usize;
+        files.into_iter().nth(at)
+    }
+
+    fn flap(&mut self, undo: Undo) {
+        let Undo::Flap { one, other, times, is_cut } = undo else { return };
+        for (from, to) in [(one, other), (other, one)] {
+            if is_cut {
+                self.shared.network.mend(from, to);
+            } else {
+                self.shared.network.cut(from, to);
+            }
+        }
+        if is_cut && times == 0 {
+            return;
+        }
+        let fault = self.mischief.next;
+        self.mischief.next += 1;
+        let times = times.saturating_sub(1);
+        self.mischief.under_way.insert(fault, Undo::Flap { one, other, times, is_cut: !is_cut });
+        let delay_us = self.mischief.chance.within(20_000..600_000);
+        self.shared.after(delay_us, Event::Over { fault });
+    }
+
+    pub fn end_mischief(&mut self, fault: u64) {
+        let Some(undo) = self.mischief.under_way.remove(&fault) else { return };
+        let network = &mut self.shared.network;
+        match undo {
+            Undo::Mend(pairs) => pairs.iter().for_each(|(from, to)| network.mend(*from, *to)),
+            Undo::Quicken(pairs) => pairs.iter().for_each(|(from, to)| network.quicken(*from, *to)),
+            Undo::Flap { .. } => self.flap(undo),
+            Undo::Loss => network.loss = 0,
+            Undo::Delay => network.delays = false,
+            Undo::Reorder => network.reorders = false,
+            Undo::Double => network.doubles = false,
+            Undo::Clients(node) => network.clients_cut[node as usize] -= 1,
+            Undo::DiskSlow(node) => {
+                let at = &mut self.nodes[node as usize];
+                at.slow_disks -= 1;
+                if at.slow_disks == 0 {
+                    self.with(node, None, |process, _| process.gate.set_slowness(1));
+                }
+            }
+            Undo::DiskHung(node) => {
+                let at = &mut self.nodes[node as usize];
+                at.hung_disks -= 1;
+                if at.hung_disks == 0 {
+                    self.with(node, None, |process, _| process.gate.set_hung(false));
+                }
+            }
+            Undo::DiskFull(node) => {
+                let at = &mut self.nodes[node as usize];
+                at.full_disks -= 1;
+                if at.full_disks == 0 {
+                    at.home.disk.set_capacity(None);
+                }
+            }
+        }
+    }
+
+    /// All faults end now.
+    pub fn heal(&mut self) {
+        self.watch.is_healed = true;
+        self.shared.armed.clear();
+        self.operator.settle();
+        while let Some((fault, undo)) = self.mischief.under_way.pop_first() {
+            let undo = match undo {
+                Undo::Flap { one, other, is_cut: true, .. } => Undo::Mend(pairs(&[one], &[other])),
+                Undo::Flap { .. } => continue,
+                undo => undo,
+            };
+            self.mischief.under_way.insert(fault, undo);
+            self.end_mischief(fault);
+        }
+        for node in self.all() {
+            let at = &mut self.nodes[node as usize];
+            at.paused_until = 0;
+            at.drift_ppm = 0;
+            at.home.disk.clear_faults();
+            if at.process.is_none() {
+                self.start_later(node, 10_000);
+            }
+        }
+    }
+}

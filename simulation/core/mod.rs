@@ -1,0 +1,84 @@
+//! The core world: pure replicas over the real journal and the real segments, on simulated disks, in one event queue.
+//!
+//! No runtime, no sockets, no threads: the world is its own driver and performs what the replicas ask for in the documented order, each
+//! disk operation of interest behind a gate of its own, so that a crash finds everything half done. So it runs tens of thousands
+//! of seeds an hour, and can do to single messages what a link never does: lose, delay, double and reorder them.
+//!
+//! ```text
+//!   world ── event queue, nodes with clocks ──┬─ process, hosted   one life of a node: journal, groups, jobs behind gates
+//!     │                                       ├─ disk              gates over the simulated disk
+//!     ├─ clients ─ ledger                     └─ shared            time, network, rules, trace
+//!     ├─ operator    what the catalog would decide: replicas replaced, added, moved
+//!     ├─ mischief    faults, at random and aimed
+//!     └─ watch, ending    liveness, and what must hold once all is healed
+//! ```
+
+mod chance;
+mod clients;
+mod disk;
+mod ending;
+mod hosted;
+mod ledger;
+mod mischief;
+mod operator;
+mod options;
+mod process;
+mod shared;
+mod watch;
+mod world;
+
+use crate::faults::{FaultClass, Trigger};
+use crate::panics;
+use crate::run::{Report, Request, Violation, World as WorldName};
+use crate::trace::Trace;
+use chance::Chance;
+use options::{Options, STORM_US};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use world::World;
+
+/// The classes of faults that this world knows: all.
+pub const FAULTS: &[FaultClass] = FaultClass::ALL;
+
+/// The events it aims crashes at: all.
+pub const TRIGGERS: &[Trigger] = Trigger::ALL;
+
+/// Runs one seed.
+pub fn run(request: &Request) -> Report {
+    let _ = balsa::probe::take_reached();
+    let mut chance = Chance::new(request.seed);
+    let options = Options::draw(request, &mut chance);
+    let described = options.describe();
+    let mut world = World::new(options, chance, Trace::new(request.detail));
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        while world.shared.now < STORM_US && world.step() {}
+        if world.shared.violation().is_none() {
+            world.finish();
+        }
+    }));
+    let violation = match outcome {
+        Ok(()) => world.shared.violation().map(|broken| Violation {
+            rule: broken.rule,
+            what: broken.what.clone(),
+            events: world.shared.trace.last_events(&broken.nodes),
+        }),
+        Err(_) => Some(Violation {
+            rule: "panic",
+            what: panics::take().unwrap_or_default(),
+            events: world.shared.trace.last_events(&[]),
+        }),
+    };
+    for (mark, count) in balsa::probe::take_reached() {
+        world.shared.coverage.add(&format!("branch.{mark}"), count);
+    }
+    Report {
+        seed: request.seed,
+        world: WorldName::Core,
+        options: described,
+        trace_hash: world.shared.trace.hash(),
+        simulated_ms: world.shared.now / 1_000,
+        faults: world.shared.faults,
+        operations: world.shared.operations,
+        coverage: std::mem::take(&mut world.shared.coverage),
+        violation,
+    }
+}

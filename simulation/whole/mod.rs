@@ -1,0 +1,76 @@
+//! The whole world: three or five shipped nodes under madsim, from the gRPC doors down to the disk, real clients, every fault.
+//!
+//! ```text
+//!   run ─> options (drawn) ─> world: machines, clients, the agenda of faults ─> ending: heal, liveness, final reads
+//!                               │
+//!                               └─ stage: trace, counters, rules at every step, history
+//! ```
+//!
+//! Everything follows from the seed: each part draws from a generator of its own, and the runtime's order of tasks and delays of
+//! messages from one more. It refuses to know why a rule holds: it breaks things, and tells the rules what it sees.
+
+mod aims;
+mod clients;
+mod ending;
+mod log;
+mod machine;
+mod network;
+mod options;
+mod stage;
+mod strikes;
+mod world;
+
+use crate::faults::{FaultClass, Trigger};
+use crate::panics;
+use crate::run::{Report, Request, World as Which};
+use madsim::runtime::Runtime;
+use options::Options;
+use stage::Stage;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::Arc;
+
+/// Classes of faults that this world knows.
+pub const FAULTS: &[FaultClass] = strikes::FAULTS;
+/// Events that it aims faults at.
+pub const TRIGGERS: &[Trigger] = aims::TRIGGERS;
+
+/// Seeds that showed something, and what: the first to be run again after a change.
+#[allow(dead_code)] // a list for whoever sweeps
+pub const ONCE_FAILED: &[(u64, &str)] = &[
+    (10, "a request on an ending node spun until its patience was over"),
+    (11, "the same"),
+    (15, "a failed producer delivered what waited before what was under way"),
+    (21, "the same"),
+];
+
+/// Runs it once, on this thread, which nothing ran on before.
+pub fn run(request: &Request) -> Report {
+    let options = Arc::new(Options::draw(request, FAULTS));
+    let stage = Stage::new(request.detail, options.sizes.journal.round_bytes_max as u64);
+    let mut config = madsim::Config::default();
+    config.net.send_latency = *options.latency.start()..*options.latency.end();
+    let runtime = Runtime::with_seed_and_config(request.seed, config);
+    let (world_options, world_stage, seed) = (options.clone(), stage.clone(), request.seed);
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        runtime.block_on(async move { world::run(world_options, world_stage, seed).await })
+    }));
+    if ran.is_err() {
+        let what = panics::take().unwrap_or_else(|| "a panic without words".to_owned());
+        stage.broke("panic", what, &[]);
+    }
+    let mut kept = stage.lock();
+    for (mark, count) in balsa::probe::take_reached() {
+        kept.coverage.add(&format!("branch.{mark}"), count);
+    }
+    Report {
+        seed: request.seed,
+        world: Which::Whole,
+        options: options.to_string(),
+        trace_hash: kept.trace.hash(),
+        simulated_ms: ran.unwrap_or_default(),
+        faults: kept.faults,
+        operations: kept.operations,
+        coverage: kept.coverage.clone(),
+        violation: kept.violation(),
+    }
+}

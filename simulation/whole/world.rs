@@ -1,0 +1,173 @@
+//! The course of a run: found a cluster, make topics, let clients loose, strike, heal, and look whether all came well out of it.
+//!
+//! Once or more in a run there is a calm: all is healed but a partial partition, or a leader that can't reach its followers, which
+//! must not keep the others from going on.
+
+use super::aims::Aims;
+use super::clients::{self, Clients, Log, Shared};
+use super::ending::{self, LIVENESS_BOUND};
+use super::machine::{End, Happened, Machine, Process, Watch};
+use super::options::Options;
+use super::stage::{now_us, Stage};
+use super::strikes::{Machines, Stricken, Strikes};
+use crate::history::PartitionKey;
+use balsa::client::{Client, ClientOptions, NewTopic};
+use madsim::runtime::Handle;
+use madsim::task::JoinHandle;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+/// Simulated time in which faults strike.
+const RUN_US: u64 = 60_000_000;
+/// Nothing takes longer than this.
+const LONGEST_US: u64 = 600_000_000;
+
+/// Returns the simulated milliseconds that it took.
+pub async fn run(options: Arc<Options>, stage: Stage, seed: u64) -> u64 {
+    let mut rng = StdRng::seed_from_u64(seed ^ 0x3a11_d0e5);
+    let (tell, mut told) = mpsc::unbounded_channel::<Happened>();
+    let aims = Arc::new(Aims::new(stage.clone(), tell.clone()));
+    let watch: Arc<dyn Watch> = aims.clone();
+    let machines: Machines =
+        (1..=options.nodes).map(|id| Arc::new(Machine::new(id, &options, &stage, tell.clone(), rng.gen()))).collect();
+    for machine in &machines {
+        machine.start(&watch);
+    }
+    // What the world itself asks of the cluster it asks from a machine like a client's.
+    let desk = Handle::current().create_node().name("desk").ip([10, 0, 2, 1].into()).build();
+    let desk_client = desk_client(&options, rng.gen());
+    let making = make_topics(options.clone(), stage.clone(), desk_client.clone());
+    let Ok(Some(logs)) = desk.spawn(making).await else {
+        stage.broke("liveness", "no topic could be made, though nothing was wrong".to_owned(), &[]);
+        return now_us() / 1_000;
+    };
+    let shared = Arc::new(Shared::new(options.clone(), stage.clone(), logs.clone()));
+    let mut clients = Clients::start(&shared, rng.gen());
+    let mut strikes = Strikes::new(Stricken {
+        options: options.clone(),
+        stage: stage.clone(),
+        machines: machines.clone(),
+        clients: clients.machines.iter().map(|machine| machine.id()).collect(),
+        desk: desk.clone(),
+        desk_client: desk_client.clone(),
+        logs,
+        aims,
+        rng: StdRng::seed_from_u64(rng.gen()),
+    });
+    let end_us = now_us() + RUN_US;
+    if rng.gen_bool(0.5) && strikes.may_calm() {
+        let calm_us = now_us() + rng.gen_range(RUN_US / 5..RUN_US * 3 / 5);
+        strikes.until(calm_us, &mut told).await;
+        strikes.calm();
+        let resuming = desk.spawn(ending::resumes(shared.clone(), desk_client.clone()));
+        let resumed = wait(&mut strikes, &mut told, resuming).await;
+        judge(&stage, "while a majority was connected", resumed);
+        strikes.go_on();
+    }
+    strikes.until(end_us, &mut told).await;
+    strikes.heal();
+    let resuming = desk.spawn(ending::resumes(shared.clone(), desk_client.clone()));
+    let resumed = wait(&mut strikes, &mut told, resuming).await;
+    let within_budget = !options.over_budget;
+    if within_budget {
+        judge(&stage, "after all was healed", resumed);
+    }
+    shared.stop();
+    let ended = desk.spawn(clients.ended());
+    wait(&mut strikes, &mut told, ended).await;
+    let up = machines.iter().filter(|machine| !matches!(machine.process(), Process::Refusing(_))).map(|one| one.id);
+    let (nodes, may_refuse) = (up.collect(), strikes.damaged().clone());
+    let converging = desk.spawn(ending::converge(shared.clone(), desk_client, nodes, may_refuse));
+    let converged = wait(&mut strikes, &mut told, converging).await;
+    if within_budget {
+        judge(&stage, "after all was healed", converged);
+    }
+    if !stage.is_broken() {
+        let checked = stage.lock().history.check();
+        if let Err(broken) = checked {
+            stage.broke(broken.rule, broken.what, &[]);
+        }
+    }
+    let took_ms = now_us() / 1_000;
+    end_all(&machines, &clients, &desk);
+    madsim::time::sleep(Duration::from_millis(5)).await;
+    took_ms
+}
+
+/// Lets things happen until a task has ended.
+async fn wait<T: Send + 'static>(
+    strikes: &mut Strikes,
+    told: &mut mpsc::UnboundedReceiver<Happened>,
+    mut task: JoinHandle<T>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        ended = &mut task => ended.ok(),
+        () = strikes.until(now_us() + LONGEST_US, told) => {
+            task.abort();
+            None
+        }
+    }
+}
+
+fn judge(stage: &Stage, when: &str, came: Option<Result<(), String>>) {
+    match came {
+        Some(Ok(())) => {}
+        Some(Err(what)) => stage.broke("liveness", format!("{when}: {what}"), &[]),
+        None if stage.is_broken() => {}
+        None => stage.broke("liveness", format!("{when}: no end in sight, {LIVENESS_BOUND:?} were allowed"), &[]),
+    }
+}
+
+/// Ends what still runs, so that nothing of the run outlives it.
+fn end_all(machines: &Machines, clients: &Clients, desk: &madsim::runtime::NodeHandle) {
+    for machine in machines {
+        machine.end(End::Kill);
+    }
+    for client in clients.machines.iter().chain([desk]) {
+        Handle::current().kill(client.id());
+    }
+}
+
+fn desk_client(options: &Options, seed: u64) -> Client {
+    let client_options = ClientOptions {
+        timeout: Duration::from_secs(5),
+        unreachable_timeout: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(1),
+        attempt_timeout: Duration::from_secs(1),
+        seed,
+    };
+    Client::connect(clients::servers(options), client_options).expect("addresses are addresses")
+}
+
+async fn make_topics(options: Arc<Options>, stage: Stage, client: Client) -> Option<Vec<Log>> {
+    let mut logs = Vec::new();
+    for (number, partitions) in options.topics.iter().enumerate() {
+        let name = format!("events{number}");
+        let new = NewTopic { partitions: Some(*partitions), replication: Some(options.nodes), batch_bytes_max: None };
+        let topic = loop {
+            if let Err(error) = client.create_topic(&name, &new).await {
+                stage.event(0, "topic", &[], || format!("{name}: {error}"));
+            }
+            if let Ok(topic) = client.describe_topic(&name).await {
+                break topic;
+            }
+            if now_us() > 2 * LIVENESS_BOUND.as_micros() as u64 {
+                return None;
+            }
+            madsim::time::sleep(Duration::from_millis(100)).await;
+        };
+        let id = Uuid::parse_str(&topic.id).expect("a topic's id is a UUID").as_u128();
+        logs.extend(topic.partitions.iter().map(|partition| Log {
+            topic: name.clone(),
+            partition: partition.partition,
+            group: partition.group.0,
+            key: PartitionKey { topic: id, partition: u64::from(partition.partition) },
+        }));
+    }
+    Some(logs)
+}
