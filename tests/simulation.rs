@@ -38,8 +38,8 @@ mod tests {
     use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
     /// Seeds of the sweep, each run twice.
-    const CORE_SEEDS: u32 = 200;
-    const WHOLE_SEEDS: u32 = 60;
+    const CORE_SEEDS: u32 = 150;
+    const WHOLE_SEEDS: u32 = 50;
 
     /// A day's part of the planted bugs is one in so many.
     const PARTS: u64 = 12;
