@@ -25,6 +25,7 @@ pub mod ids;
 pub mod limits;
 pub mod probe;
 pub mod telemetry;
+pub mod usage;
 pub mod watch;
 
 // What is durable, what travels.

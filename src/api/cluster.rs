@@ -8,6 +8,7 @@ use crate::group::replica::{MemberStatus, ReplicaStatus};
 use crate::ids::{GroupId, NodeId, Revision};
 use crate::metadata::{Catalog, Change};
 use crate::router::{catalog_of, RouteError};
+use crate::usage::Usage;
 use crate::{planted, reached};
 use futures::stream::BoxStream;
 use futures::StreamExt;
@@ -116,6 +117,11 @@ impl Doors {
                 None => wire::NodeState::Unknown,
             }
         };
+        let own_usage = Usage::of_this_process().map(|usage| wire::ProcessUsage {
+            cpu_us: usage.cpu_us,
+            resident_bytes: usage.resident_bytes,
+            written_bytes: usage.written_bytes,
+        });
         catalog
             .nodes()
             .map(|node| wire::NodeStatus {
@@ -124,6 +130,7 @@ impl Doors {
                 state: state(node.id) as i32,
                 version: node.version.to_string(),
                 leads: leads.get(&node.id.0).copied().unwrap_or_default(),
+                usage: own_usage.filter(|_| node.id == self.router.node()),
             })
             .collect()
     }
@@ -268,6 +275,7 @@ impl Watcher {
 fn merge(nodes: &mut [wire::NodeStatus], partitions: &mut [wire::PartitionStatus], other: wire::StatusResponse) {
     if let Some(node) = nodes.iter_mut().find(|node| node.id == other.answered_by) {
         node.state = wire::NodeState::Up as i32;
+        node.usage = other.nodes.iter().find(|theirs| theirs.id == node.id).and_then(|theirs| theirs.usage);
     }
     // Both come out of a catalog, sorted; one of them may know a topic that the other does not know yet.
     for theirs in other.partitions {

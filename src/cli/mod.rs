@@ -9,6 +9,7 @@ mod completions;
 mod exit;
 mod input;
 mod inspect;
+mod local;
 mod moment;
 mod output;
 mod read;

@@ -1,8 +1,8 @@
 //! `balsa start`: one node, from its configuration file, or alone on this machine.
 
 use super::exit::Failure;
+use super::local::{check_ports_of_new, ClusterDir};
 use super::signals;
-use super::up::{check_ports_of_new, ClusterDir};
 use crate::clock::Clock;
 use crate::disk::real::RealDisk;
 use crate::node::config::NodeConfig;

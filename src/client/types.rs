@@ -2,6 +2,7 @@
 
 use super::wire;
 use crate::ids::{Digest, GroupId, NodeId, Offset, Revision, Term, TimestampMs};
+use crate::usage::Usage;
 
 /// Who leads a partition, and since which term.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,6 +174,8 @@ pub struct NodeStatus {
     pub version: String,
     /// Partitions it leads.
     pub leads: u32,
+    /// What its process has used since it started; `None` if it did not answer, or its system does not tell.
+    pub usage: Option<Usage>,
 }
 
 /// Whether a node is there.
@@ -225,7 +228,19 @@ impl From<wire::NodeStatus> for NodeStatus {
             wire::NodeState::Up => NodeState::Up,
             wire::NodeState::Down => NodeState::Down,
         };
-        NodeStatus { id: NodeId(node.id), address: node.address, state, version: node.version, leads: node.leads }
+        let usage = node.usage.map(|usage| Usage {
+            cpu_us: usage.cpu_us,
+            resident_bytes: usage.resident_bytes,
+            written_bytes: usage.written_bytes,
+        });
+        NodeStatus {
+            id: NodeId(node.id),
+            address: node.address,
+            state,
+            version: node.version,
+            leads: node.leads,
+            usage,
+        }
     }
 }
 
