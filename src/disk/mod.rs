@@ -23,11 +23,16 @@ mod tests;
 /// A future that a trait object can return.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 
-/// Which thread of the real disk serves a file. The journal never waits behind anybody's cold read.
+/// Which thread of the real disk serves a file, and how. The journal never waits behind anybody's cold read.
+///
+/// Nobody reads a journal but a start of the node, so its files go past the page cache where the file system allows it: their bytes
+/// cost neither a second copy nor memory that readers of segments could use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lane {
-    /// The journal's writes and syncs.
+    /// The journal's writes and syncs; past the page cache.
     Journal,
+    /// Files that are being prepared for the journal; past the page cache, on the threads of everything else.
+    Fill,
     /// Everything else.
     Bulk,
 }

@@ -5,6 +5,10 @@
 //! and a short write are carried on, but a failed write or sync is reported and never repeated. After a failed sync
 //! Linux marks the pages clean, so that a second sync would report a success that never was (Rebello et al. 2020).
 //!
+//! Journal files are written past the page cache (`O_DIRECT`) where the file system and the disk take that. The kernel then moves whole
+//! blocks of aligned memory only: a round is copied into such memory once, and whatever does not begin and end at a block goes through
+//! the page cache, which the kernel keeps in step. Durable is what was synced, either way.
+//!
 //! The queues in front of the threads are not bounded: whoever asks awaits the answer, so there are never more jobs
 //! than callers, and those bound themselves. The threads end when the last handle on the disk or one of its files is
 //! gone.
@@ -16,6 +20,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use tokio::sync::oneshot;
 
@@ -26,7 +31,16 @@ const BULK_THREADS: usize = 2;
 const PARTS_PER_CALL: usize = 1_024;
 
 const ZEROS_LEN: usize = 256 << 10;
-static ZEROS: [u8; ZEROS_LEN] = [0; ZEROS_LEN];
+#[repr(align(4096))]
+struct Zeros([u8; ZEROS_LEN]);
+static ZEROS: Zeros = Zeros([0; ZEROS_LEN]);
+
+/// What positions and lengths past the page cache are multiples of: the journal's own unit.
+const BLOCK: usize = 512;
+/// What memory that the disk itself reads begins at a multiple of.
+const MEMORY_ALIGN: usize = 4_096;
+/// Larger writes go through the page cache: the memory for them would be held for good.
+const DIRECT_BYTES_MAX: usize = 8 << 20;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -35,6 +49,8 @@ type Job = Box<dyn FnOnce() + Send>;
 pub struct RealDisk {
     journal: Arc<Threads>,
     bulk: Arc<Threads>,
+    /// Memory in which writes past the page cache are put together.
+    aligned: Arc<Mutex<Vec<u8>>>,
 }
 
 impl RealDisk {
@@ -45,20 +61,20 @@ impl RealDisk {
     pub fn new() -> io::Result<RealDisk> {
         let journal = Arc::new(Threads::start("disk-journal", JOURNAL_THREADS)?);
         let bulk = Arc::new(Threads::start("disk-bulk", BULK_THREADS)?);
-        Ok(RealDisk { journal, bulk })
+        Ok(RealDisk { journal, bulk, aligned: Arc::default() })
     }
 
     fn lane(&self, lane: Lane) -> &Arc<Threads> {
         match lane {
             Lane::Journal => &self.journal,
-            Lane::Bulk => &self.bulk,
+            Lane::Fill | Lane::Bulk => &self.bulk,
         }
     }
 }
 
 impl Disk for RealDisk {
     fn open(&self, path: &Path, mode: OpenMode, lane: Lane) -> BoxFuture<io::Result<Arc<dyn DiskFile>>> {
-        let (path, threads) = (path.to_owned(), self.lane(lane).clone());
+        let (path, threads, aligned) = (path.to_owned(), self.lane(lane).clone(), self.aligned.clone());
         self.lane(lane).run(move || {
             let mut options = OpenOptions::new();
             match mode {
@@ -66,8 +82,11 @@ impl Disk for RealDisk {
                 OpenMode::CreateNew => options.read(true).write(true).create_new(true),
                 OpenMode::ReadOnly => options.read(true),
             };
-            let file = options.open(path)?;
-            Ok(Arc::new(RealFile { file: Arc::new(file), threads }) as Arc<dyn DiskFile>)
+            let file = options.open(&path)?;
+            let past_cache = matches!(lane, Lane::Journal | Lane::Fill) && mode != OpenMode::ReadOnly;
+            let direct = if past_cache { open_direct(&path) } else { None };
+            let opened = Opened { file, direct, direct_refused: AtomicBool::new(false), aligned };
+            Ok(Arc::new(RealFile { opened: Arc::new(opened), threads }) as Arc<dyn DiskFile>)
         })
     }
 
@@ -138,60 +157,122 @@ impl LockGuard for RealLock {}
 
 /// An open file and the threads that serve it.
 struct RealFile {
-    file: Arc<File>,
+    opened: Arc<Opened>,
     threads: Arc<Threads>,
+}
+
+/// A file, and the same one past the page cache if it is to be written so and the file system takes it.
+struct Opened {
+    file: File,
+    direct: Option<File>,
+    /// The disk has larger blocks than ours, or the file system does not serve what it opened.
+    direct_refused: AtomicBool,
+    aligned: Arc<Mutex<Vec<u8>>>,
 }
 
 impl RealFile {
     fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&File) -> io::Result<T> + Send + 'static,
+        work: impl FnOnce(&Opened) -> io::Result<T> + Send + 'static,
     ) -> BoxFuture<io::Result<T>> {
-        let file = self.file.clone();
-        self.threads.run(move || work(&file))
+        let opened = self.opened.clone();
+        self.threads.run(move || work(&opened))
     }
 }
 
 impl DiskFile for RealFile {
     fn len(&self) -> BoxFuture<io::Result<u64>> {
-        self.run(|file| Ok(file.metadata()?.len()))
+        self.run(|opened| Ok(opened.file.metadata()?.len()))
     }
 
     fn read_at(&self, position: u64, len: usize) -> BoxFuture<io::Result<Bytes>> {
-        self.run(move |file| read_full(file, position, len))
+        self.run(move |opened| read_full(&opened.file, position, len))
     }
 
     fn write_at(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<io::Result<()>> {
-        self.run(move |file| write_parts(file, position, &parts))
+        self.run(move |opened| opened.write(position, &parts))
     }
 
     fn sync(&self) -> BoxFuture<io::Result<()>> {
-        self.run(File::sync_data)
+        self.run(|opened| opened.file.sync_data())
     }
 
     fn write_and_sync(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<io::Result<()>> {
-        self.run(move |file| {
-            write_parts(file, position, &parts)?;
-            file.sync_data()
+        self.run(move |opened| {
+            opened.write(position, &parts)?;
+            opened.file.sync_data()
         })
     }
 
     fn set_len(&self, len: u64) -> BoxFuture<io::Result<()>> {
-        self.run(move |file| file.set_len(len))
+        self.run(move |opened| opened.file.set_len(len))
     }
 
     fn fill_zero(&self, position: u64, len: u64) -> BoxFuture<io::Result<()>> {
-        self.run(move |file| {
+        self.run(move |opened| {
             let end = position + len;
             let mut at = position;
             while at < end {
                 let piece = (end - at).min(ZEROS_LEN as u64) as usize;
-                file.write_all_at(&ZEROS[..piece], at)?;
+                opened.write_aligned(at, &ZEROS.0[..piece])?;
                 at += piece as u64;
             }
             Ok(())
         })
     }
+}
+
+impl Opened {
+    fn write(&self, position: u64, parts: &[Bytes]) -> io::Result<()> {
+        let len = parts.iter().map(Bytes::len).sum::<usize>();
+        if len > DIRECT_BYTES_MAX || self.direct_for(position, len).is_none() {
+            return write_parts(&self.file, position, parts);
+        }
+        let mut memory = self.aligned.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if memory.len() < len + MEMORY_ALIGN {
+            *memory = vec![0; len.next_power_of_two() + MEMORY_ALIGN];
+        }
+        let begin = memory.as_ptr().align_offset(MEMORY_ALIGN);
+        let whole = &mut memory[begin..begin + len];
+        let mut at = 0;
+        for part in parts {
+            whole[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        self.write_aligned(position, whole)
+    }
+
+    /// Writes aligned memory, past the page cache if that can be.
+    fn write_aligned(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        if let Some(direct) = self.direct_for(position, bytes.len()) {
+            match direct.write_all_at(bytes, position) {
+                // Not a failure of the disk: it was not asked. The same bytes go to the same place through the page cache.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    self.direct_refused.store(true, Ordering::Relaxed);
+                }
+                written => return written,
+            }
+        }
+        self.file.write_all_at(bytes, position)
+    }
+
+    fn direct_for(&self, position: u64, len: usize) -> Option<&File> {
+        let fits = len > 0 && position.is_multiple_of(BLOCK as u64) && len.is_multiple_of(BLOCK);
+        self.direct.as_ref().filter(|_| fits && !self.direct_refused.load(Ordering::Relaxed))
+    }
+}
+
+/// The file past the page cache, if the file system knows such a thing.
+#[cfg(target_os = "linux")]
+fn open_direct(path: &Path) -> Option<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_direct(_path: &Path) -> Option<File> {
+    None
 }
 
 /// Reads `len` bytes, or as many as there are before the end of the file.

@@ -19,6 +19,7 @@ async fn conform(disk: Arc<dyn Disk>, root: &Path) -> io::Result<()> {
     files_are_created_opened_and_listed(&*disk, &dir).await?;
     parts_are_written_one_after_another(&*disk, &dir).await?;
     lengths_and_zeros(&*disk, &dir).await?;
+    blocks_and_bytes_are_one_file(&*disk, &dir).await?;
     names_move_and_go(&*disk, &dir).await?;
     locks_exclude(&*disk, &dir).await?;
     assert!(disk.free_bytes(&dir).await? > 0);
@@ -61,6 +62,33 @@ async fn parts_are_written_one_after_another(disk: &dyn Disk, dir: &Path) -> io:
     file.sync().await?;
     assert_eq!(file.read_at(0, 1 << 20).await?, many.concat());
     file.write_at(5, Vec::new()).await?;
+    Ok(())
+}
+
+/// What is written past the page cache, and what goes through it, is one file: in blocks, across them, and longer than the memory
+/// that is kept for it.
+async fn blocks_and_bytes_are_one_file(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    let path = dir.join("blocks");
+    let filled = disk.open(&path, OpenMode::CreateNew, Lane::Fill).await?;
+    filled.fill_zero(0, 300 << 10).await?;
+    filled.sync().await?;
+    let file = disk.open(&path, OpenMode::Existing, Lane::Journal).await?;
+    let mut expected = vec![0; 300 << 10];
+    let mut byte = 0u8;
+    for (position, lens) in
+        [(512, &[500, 12][..]), (4_096, &[4_096]), (100, &[3]), (1_024, &[100, 400, 12, 1_024]), (0, &[7])]
+    {
+        byte += 1;
+        let parts: Vec<Bytes> = lens.iter().map(|len| Bytes::from(vec![byte; *len])).collect();
+        let len = lens.iter().sum::<usize>();
+        file.write_and_sync(position as u64, parts).await?;
+        expected[position..position + len].fill(byte);
+        assert_eq!(file.read_at(0, 300 << 10).await?, expected, "after a write of {len} bytes at {position}");
+    }
+    let long = Bytes::from(vec![9; 9 << 20]);
+    file.write_at(512, vec![long.clone()]).await?;
+    assert_eq!(file.read_at(512, 9 << 20).await?, long);
+    assert_eq!(read_file(disk, &path, 16 << 20).await?.len(), (9 << 20) + 512);
     Ok(())
 }
 

@@ -201,7 +201,7 @@ pub(super) async fn fill_file(
 ) -> Result<Filled, JournalError> {
     let path = file_path(&dir, slot);
     let io = |action| JournalError::io(action, path.clone());
-    let handle = disk.open(&path, OpenMode::CreateNew, Lane::Bulk).await.map_err(io("create"))?;
+    let handle = disk.open(&path, OpenMode::CreateNew, Lane::Fill).await.map_err(io("create"))?;
     let mut position = 0;
     while position < bytes {
         let step = step_bytes.clamp(1, bytes - position);
