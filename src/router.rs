@@ -146,10 +146,10 @@ impl Router {
         }
     }
 
-    /// Whether the leader of `group` is here.
+    /// The role of the replica of `group` that is here, if there is one.
     #[must_use]
-    pub fn leads_here(&self, group: GroupId) -> bool {
-        self.driver.view(group).is_some_and(|view| view.borrow().role == Role::Leader)
+    pub fn role_here(&self, group: GroupId) -> Option<Role> {
+        self.driver.view(group).map(|view| view.borrow().role)
     }
 
     /// The nodes that host a partition, this one first if it does, then the leader, then the others.

@@ -29,7 +29,7 @@ impl wire::log_server::Log for Doors {
         request: Request<Streaming<wire::AppendStreamRequest>>,
     ) -> Result<Response<Self::AppendStreamStream>, Status> {
         let answers = AppendStream::start(self.clone(), request.into_inner());
-        Ok(Response::new(ReceiverStream::new(answers).boxed()))
+        Ok(Response::new(ReceiverStream::new(answers).flat_map(futures::stream::iter).boxed()))
     }
 
     async fn read(&self, request: Request<wire::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {

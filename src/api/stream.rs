@@ -4,6 +4,8 @@
 //! answers each by its number as its outcome arrives. Requests to one leader are proposed in the order in which they came. Nothing
 //! is tried again here: a failure names the leader, and the client, which knows its sessions, decides.
 //!
+//! What has arrived goes to the driver together, and so do answers to the transport: a border costs the same for one and for many.
+//!
 //! Invariant: a client that does not take its answers holds up its own stream alone. An append gives its bytes back to the
 //! node's allowance when its outcome arrives; only its small answer waits for the client.
 
@@ -13,22 +15,27 @@ use super::target::Target;
 use super::Doors;
 use crate::client::wire;
 use crate::group::driver::{Append, CommandError, Committed, Waiter};
+use crate::group::replica::Role;
+use crate::ids::GroupId;
 use crate::limits::STREAM_APPENDS_INFLIGHT_MAX;
 use crate::router::RouteError;
 use bytes::Bytes;
 use futures::stream::FuturesUnordered;
-use futures::StreamExt;
-use std::collections::{BTreeMap, VecDeque};
+use futures::{FutureExt, StreamExt};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Status, Streaming};
 
-/// Answers that wait for the transport before they queue up in the stream's task.
-const ANSWERS_QUEUED_MAX: usize = 1_024;
+/// Lots of answers that wait for the transport before more of them queue up in the stream's task.
+const LOTS_QUEUED_MAX: usize = 4;
+/// Requests handed over together, and outcomes answered together, at most.
+const TOGETHER_MAX: usize = 1_024;
 
-type Answer = Result<wire::AppendStreamResponse, Status>;
+/// Answers that go to the transport together.
+type Lot = Vec<Result<wire::AppendStreamResponse, Status>>;
 type OverTheHop = Pin<Box<dyn Future<Output = (u64, Result<Committed, RouteError>)> + Send>>;
 
 /// An append under way.
@@ -39,55 +46,63 @@ struct UnderWay {
 
 /// What goes back to the client, in order. Giving it an answer never waits; sending what queued up does.
 struct Answers {
-    to: mpsc::Sender<Answer>,
-    /// Found no room in `to`. Bounded by whoever gives: it takes no request while too many are here.
-    queued: VecDeque<Answer>,
+    to: mpsc::Sender<Lot>,
+    /// Not sent yet. Bounded by whoever gives: it takes no request while too many are here.
+    queued: Lot,
 }
 
 impl Answers {
-    fn give(&mut self, answer: Answer) {
-        self.queued.push_back(answer);
-        while let Some(answer) = self.queued.pop_front() {
-            if let Err(TrySendError::Full(answer) | TrySendError::Closed(answer)) = self.to.try_send(answer) {
-                self.queued.push_front(answer); // if nobody listens any more, `send_one` says so
-                return;
-            }
+    /// Sends what queued up if there is room.
+    fn send(&mut self) {
+        if self.queued.is_empty() {
+            return;
+        }
+        if let Err(TrySendError::Full(lot) | TrySendError::Closed(lot)) =
+            self.to.try_send(std::mem::take(&mut self.queued))
+        {
+            self.queued = lot; // if nobody listens any more, `send_soon` says so
         }
     }
 
-    /// Sends the oldest once there is room. False if nobody listens any more. Loses nothing if it is dropped half way.
-    async fn send_one(&mut self) -> bool {
+    /// Sends what queued up once there is room. False if nobody listens any more. Loses nothing if it is dropped half way.
+    async fn send_soon(&mut self) -> bool {
         let Ok(place) = self.to.reserve().await else { return false };
-        if let Some(answer) = self.queued.pop_front() {
-            place.send(answer);
-        }
+        place.send(std::mem::take(&mut self.queued));
         true
     }
 }
+
+/// How the replica here of the group that was looked at last stands. Kept for one turn of the stream's task.
+type Standing = Option<(GroupId, Option<Role>)>;
 
 /// One stream's task. See the module's text.
 pub(super) struct AppendStream {
     doors: Doors,
     answers: Answers,
     under_way: BTreeMap<u64, UnderWay>,
+    /// Checked and on their way to the leader here, in order.
+    ready: Vec<Append>,
     outcomes: mpsc::UnboundedSender<(u64, Result<Committed, CommandError>)>,
     passed_on: FuturesUnordered<OverTheHop>,
     /// The last partition that was looked up: streams mostly stay with one.
     last_target: Option<Target>,
+    standing: Standing,
 }
 
 impl AppendStream {
     /// Starts the task for `requests`; its answers come out of the returned channel.
-    pub fn start(doors: Doors, requests: Streaming<wire::AppendStreamRequest>) -> mpsc::Receiver<Answer> {
-        let (answers, answers_end) = mpsc::channel(ANSWERS_QUEUED_MAX);
+    pub fn start(doors: Doors, requests: Streaming<wire::AppendStreamRequest>) -> mpsc::Receiver<Lot> {
+        let (answers, answers_end) = mpsc::channel(LOTS_QUEUED_MAX);
         let (outcomes, outcomes_end) = mpsc::unbounded_channel();
         let stream = AppendStream {
             doors,
-            answers: Answers { to: answers, queued: VecDeque::new() },
+            answers: Answers { to: answers, queued: Vec::new() },
             under_way: BTreeMap::new(),
+            ready: Vec::new(),
             outcomes,
             passed_on: FuturesUnordered::new(),
             last_target: None,
+            standing: None,
         };
         tokio::spawn(stream.run(requests, outcomes_end));
         answers_end
@@ -98,40 +113,70 @@ impl AppendStream {
         mut requests: Streaming<wire::AppendStreamRequest>,
         mut outcomes: mpsc::UnboundedReceiver<(u64, Result<Committed, CommandError>)>,
     ) {
-        let (mut open, mut last_word) = (true, None);
+        let (mut open, mut last_word, mut settled) = (true, None, Vec::new());
         while open || !self.under_way.is_empty() || !self.answers.queued.is_empty() {
-            let room = open && self.under_way.len() + self.answers.queued.len() < STREAM_APPENDS_INFLIGHT_MAX;
+            self.standing = None;
+            let room = open && self.has_room();
             tokio::select! {
                 biased;
-                Some((number, outcome)) = outcomes.recv() => self.settle(number, outcome.map_err(RouteError::from)),
+                _ = outcomes.recv_many(&mut settled, TOGETHER_MAX) => {
+                    for (number, outcome) in settled.drain(..) {
+                        self.settle(number, outcome.map_err(RouteError::from));
+                    }
+                }
                 Some((number, outcome)) = self.passed_on.next() => self.settle(number, outcome),
-                listening = self.answers.send_one(), if !self.answers.queued.is_empty() => if !listening {
+                listening = self.answers.send_soon(), if !self.answers.queued.is_empty() => if !listening {
                     return;
                 },
-                request = requests.message(), if room => match request {
-                    Ok(Some(request)) => self.take(request).await,
-                    Ok(None) => open = false,
-                    // A refusal of our own: it ends the stream once all that was taken is answered, so that whatever has no
-                    // answer by then did not happen, as the refusal says.
-                    Err(refusal) if !refusal.details().is_empty() => {
-                        open = false;
-                        last_word = Some(refusal);
+                request = requests.message(), if room => {
+                    let mut arrived = Some(request);
+                    while let Some(request) = arrived {
+                        match request {
+                            Ok(Some(request)) => self.take(request).await,
+                            Ok(None) => open = false,
+                            // A refusal of our own: it ends the stream once all that was taken is answered, so that whatever has
+                            // no answer by then did not happen, as the refusal says.
+                            Err(refusal) if !refusal.details().is_empty() => {
+                                open = false;
+                                last_word = Some(refusal);
+                            }
+                            // The client is gone; what was handed over goes on without an audience.
+                            Err(_) => return self.hand_over_ready().await,
+                        }
+                        let more = open && self.has_room() && self.ready.len() < TOGETHER_MAX;
+                        arrived = if more { requests.message().now_or_never() } else { None };
                     }
-                    // The client is gone; what was handed over goes on without an audience.
-                    Err(_) => return,
-                },
+                    self.hand_over_ready().await;
+                }
             }
+            self.answers.send();
         }
         if let Some(refusal) = last_word {
-            let _ = self.answers.to.send(Err(refusal)).await; // nobody listens any more: nobody is to be told
+            let _ = self.answers.to.send(vec![Err(refusal)]).await; // nobody listens any more: nobody is to be told
         }
     }
 
-    /// Hands one request over.
+    fn has_room(&self) -> bool {
+        self.under_way.len() + self.answers.queued.len() < STREAM_APPENDS_INFLIGHT_MAX
+    }
+
+    /// Takes one request; one for a leader here waits in `ready`.
     async fn take(&mut self, request: wire::AppendStreamRequest) {
         let number = request.number;
         if let Err((target, error)) = self.hand_over(request).await {
             self.fail(number, target.as_ref(), &error);
+        }
+    }
+
+    /// Hands over what is ready.
+    async fn hand_over_ready(&mut self) {
+        if self.doors.router.driver().append_all(&mut self.ready).await.is_ok() {
+            return;
+        }
+        for append in std::mem::take(&mut self.ready) {
+            let Waiter::Numbered { number, .. } = append.waiter else { continue };
+            let target = self.under_way.remove(&number).map(|under_way| under_way.target);
+            self.fail(number, target.as_ref(), &ApiError::ShuttingDown);
         }
     }
 
@@ -152,12 +197,14 @@ impl AppendStream {
     }
 
     async fn propose(&mut self, number: u64, target: &Target, command: Bytes) -> Result<(), ApiError> {
-        let (group, router) = (target.group(), &self.doors.router);
-        if router.leads_here(group) {
+        let group = target.group();
+        if self.role_here(group) == Some(Role::Leader) {
             let waiter = Waiter::Numbered { number, to: self.outcomes.clone() };
-            let append = Append { group, command, waiter };
-            return router.driver().append(append).await.map_err(|_| ApiError::ShuttingDown);
+            self.ready.push(Append { group, command, waiter });
+            return Ok(());
         }
+        self.hand_over_ready().await; // nothing overtakes what came before it
+        let router = &self.doors.router;
         let Some(leader) = router.leader(group) else {
             return Err(self.doors.no_leader(target.to_string(), group));
         };
@@ -167,16 +214,26 @@ impl AppendStream {
     }
 
     async fn target(&mut self, topic: &str, partition: u32) -> Result<Target, ApiError> {
-        if let Some(last) = &self.last_target {
+        if let Some(last) = self.last_target.clone() {
             let same = &*last.topic.name == topic && last.partition.number == partition;
             // A topic that was deleted meanwhile must not be appended to for as long as the stream lives.
-            if same && self.doors.router.driver().view(last.group()).is_some() {
-                return Ok(last.clone());
+            if same && self.role_here(last.group()).is_some() {
+                return Ok(last);
             }
         }
         let target = self.doors.target(topic, partition).await?;
         self.last_target = Some(target.clone());
         Ok(target)
+    }
+
+    /// The role of the replica here, if there is one: as it was when this turn first asked.
+    fn role_here(&mut self, group: GroupId) -> Option<Role> {
+        if let Some((_, role)) = self.standing.filter(|(known, _)| *known == group) {
+            return role;
+        }
+        let role = self.doors.router.role_here(group);
+        self.standing = Some((group, role));
+        role
     }
 
     /// Answers one request.
@@ -188,7 +245,7 @@ impl AppendStream {
             .and_then(|committed| Ok((accepted(&target.to_string(), committed.verdict)?, committed)));
         match told {
             Ok((accepted, committed)) => {
-                let here = self.doors.router.leads_here(target.group());
+                let here = self.role_here(target.group()) == Some(Role::Leader);
                 let receipt = wire::StreamReceipt {
                     offset: accepted.offset.0,
                     count: accepted.count,
@@ -211,7 +268,7 @@ impl AppendStream {
     }
 
     fn answer(&mut self, number: u64, outcome: wire::append_stream_response::Outcome) {
-        self.answers.give(Ok(wire::AppendStreamResponse { number, outcome: Some(outcome) }));
+        self.answers.queued.push(Ok(wire::AppendStreamResponse { number, outcome: Some(outcome) }));
     }
 }
 
@@ -219,28 +276,29 @@ impl AppendStream {
 mod tests {
     use super::*;
 
-    fn numbered(number: u64) -> Answer {
+    fn numbered(number: u64) -> Result<wire::AppendStreamResponse, Status> {
         Ok(wire::AppendStreamResponse { number, outcome: None })
     }
 
     #[tokio::test]
     async fn a_client_that_takes_no_answers_holds_up_no_outcome_and_gets_all_in_order_later() {
         let (to, mut taken) = mpsc::channel(2);
-        let mut answers = Answers { to, queued: VecDeque::new() };
-        (0..5).for_each(|number| answers.give(numbered(number))); // nothing here can wait
+        let mut answers = Answers { to, queued: Vec::new() };
+        for number in 0..5 {
+            answers.queued.push(numbered(number)); // nothing here can wait
+            answers.send();
+        }
         assert_eq!(answers.queued.len(), 3);
-        for expected in 0..2 {
-            assert_eq!(taken.recv().await.unwrap().unwrap().number, expected);
-        }
-        answers.give(numbered(5));
-        for expected in 2..6 {
-            assert_eq!(taken.recv().await.unwrap().unwrap().number, expected);
-            if !answers.queued.is_empty() {
-                assert!(answers.send_one().await);
-            }
-        }
+        let mut numbers = Vec::new();
+        let mut take = |lot: Lot| numbers.extend(lot.into_iter().map(|answer| answer.unwrap().number));
+        take(taken.recv().await.unwrap());
+        assert!(answers.send_soon().await && answers.queued.is_empty());
+        take(taken.recv().await.unwrap());
+        take(taken.recv().await.unwrap());
+        assert_eq!(numbers, [0, 1, 2, 3, 4]);
         drop(taken);
-        answers.give(numbered(6));
-        assert!(!answers.queued.is_empty() && !answers.send_one().await, "nobody listens");
+        answers.queued.push(numbered(5));
+        answers.send();
+        assert!(!answers.queued.is_empty() && !answers.send_soon().await, "nobody listens");
     }
 }

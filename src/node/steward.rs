@@ -5,6 +5,7 @@
 //! proposes is idempotent, so that it may be proposed again whenever it isn't in the catalog yet.
 
 use crate::group::driver::Led;
+use crate::group::replica::Role;
 use crate::ids::{Digest, GroupId, LogIndex, NodeId, Offset, ReplicaId, Term, TimestampMs};
 use crate::journal::base::Base;
 use crate::metadata::{Bootstrap, Catalog, GroupStanding, Machine, MetadataCommand, NodeRegistration, Partition};
@@ -126,7 +127,7 @@ impl Steward {
     async fn tell(&self, catalog: &Catalog, to_report: &mut BTreeMap<GroupId, Term>) -> bool {
         if catalog.cluster().is_none() {
             // Whoever leads group 0 founds; the others wait for it to be applied.
-            if !self.router.leads_here(GroupId::METADATA) {
+            if self.router.role_here(GroupId::METADATA) != Some(Role::Leader) {
                 return false;
             }
             return !self.propose("the genesis", MetadataCommand::Bootstrap(self.bootstrap.clone())).await;

@@ -146,7 +146,7 @@ impl Driver {
 
     fn on_event(&mut self, event: Event) {
         match event {
-            Event::Answer { answer } => self.on_answer(answer),
+            Event::Answers { answers } => answers.into_iter().for_each(|answer| self.on_answer(answer)),
             Event::LinkEnded { link, address, error } => self.on_link_ended(link, &address, &error),
             Event::SessionOpened { partition, result } => self.on_session(partition, result),
             Event::Described { result } => self.on_described(&result),
@@ -331,7 +331,7 @@ impl Driver {
         }
         let lane = &mut self.lanes[partition as usize];
         let Some(link) = lane.link.and_then(|link| self.links.get(&link)) else { return };
-        for pending in lane.queue.iter_mut().skip(lane.sent) {
+        let requests = lane.queue.iter_mut().skip(lane.sent).map(|pending| {
             self.numbers += 1;
             pending.number = self.numbers << LANE_BITS | u64::from(partition);
             let append = wire::AppendRequest {
@@ -341,8 +341,9 @@ impl Driver {
                 expected_offset: None,
                 fence: None,
             };
-            link.send(wire::AppendStreamRequest { number: pending.number, append: Some(append) });
-        }
+            wire::AppendStreamRequest { number: pending.number, append: Some(append) }
+        });
+        link.send(requests.collect());
         lane.sent = lane.queue.len();
     }
 

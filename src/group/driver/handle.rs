@@ -320,6 +320,22 @@ impl<S: StateMachine> DriverHandle<S> {
         self.appends.send(append).await.map_err(|_| CommandError::ShuttingDown { handed_over: false })
     }
 
+    /// Hands several over, in their order, and empties `appends`. Waits while the queue is full.
+    ///
+    /// # Errors
+    /// If the node is shutting down; what is left in `appends` did not happen.
+    pub async fn append_all(&self, appends: &mut Vec<Append>) -> Result<(), CommandError> {
+        while !appends.is_empty() {
+            let count = appends.len().min(QUEUE_LEN);
+            let places = self.appends.reserve_many(count).await;
+            let places = places.map_err(|_| CommandError::ShuttingDown { handed_over: false })?;
+            for (place, append) in places.zip(appends.drain(..count)) {
+                place.send(append);
+            }
+        }
+        Ok(())
+    }
+
     /// The view of a group hosted here.
     #[must_use]
     pub fn view(&self, group: GroupId) -> Option<watch::Receiver<GroupView<S::View>>> {

@@ -421,7 +421,9 @@ impl<S: StateMachine> Driver<S> {
         warn!(self.log, "node is lost"; "peer" => %node);
         self.connected.remove(&node);
         for (group, hosted) in &mut self.groups {
-            if !hosted.has_member_on(node) {
+            // A replica that has not applied the change which brought its leader in does not know it as a member yet.
+            let leads = hosted.replica.leader().is_some_and(|leader| leader.node() == node);
+            if !leads && !hosted.has_member_on(node) {
                 continue;
             }
             hosted.replica.wake();
