@@ -2,6 +2,12 @@
 
 use std::process::ExitCode;
 
+/// A node makes and drops a handful of small things per request; the C library's allocator took a tenth of its time for them
+/// (docs/performance.md).
+#[cfg(not(madsim))]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[cfg(not(madsim))]
 fn main() -> ExitCode {
     balsa::cli::main()
