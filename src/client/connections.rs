@@ -6,6 +6,7 @@
 use super::error::{check_address, innermost_of, ClientError};
 use super::types::{Leader, Topic};
 use crate::ids::Term;
+use futures::future::{BoxFuture, FutureExt, Shared};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,11 +29,15 @@ struct Route {
     address: String,
 }
 
+/// A connection on its way, for all who wait for it.
+type Attempt = Shared<BoxFuture<'static, Result<Channel, ClientError>>>;
+
 #[derive(Debug, Default)]
 struct Known {
     /// Those given by the user, then those that answers told of.
     servers: Vec<String>,
     channels: BTreeMap<String, Channel>,
+    attempts: BTreeMap<String, Attempt>,
     shunned_until: BTreeMap<String, Instant>,
     routes: BTreeMap<String, BTreeMap<u32, Route>>,
     /// Where the next request without a route goes.
@@ -59,24 +64,46 @@ impl Connections {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The channel to `address`, opened now if there is none.
+    /// The channel to `address`, opened now if there is none. Whoever asks meanwhile waits for the same attempt: a thousand requests that
+    /// begin together take one connection.
     pub(super) async fn channel(&self, address: &str) -> Result<Channel, ClientError> {
-        if let Some(channel) = self.known().channels.get(address) {
-            return Ok(channel.clone());
-        }
-        let endpoint = self.endpoint(address)?;
-        match endpoint.connect().await {
-            Ok(channel) => {
-                let mut known = self.known();
-                known.shunned_until.remove(address);
-                known.channels.insert(address.to_string(), channel.clone());
-                Ok(channel)
+        let attempt = match self.attempt(address)? {
+            Ok(channel) => return Ok(channel),
+            Err(attempt) => attempt,
+        };
+        let connected = attempt.clone().await;
+        let mut known = self.known();
+        // The first one back tells the others; what is there of a later attempt is not ours.
+        if known.attempts.get(address).is_some_and(|known| known.ptr_eq(&attempt)) {
+            known.attempts.remove(address);
+            match &connected {
+                Ok(channel) => {
+                    known.shunned_until.remove(address);
+                    known.channels.insert(address.to_string(), channel.clone());
+                }
+                Err(_) => known.shun(address),
             }
-            Err(error) => {
-                self.shun(address);
-                Err(ClientError::Unreachable { tried: vec![(address.to_string(), innermost_of(&error))] })
-            }
         }
+        connected
+    }
+
+    /// The channel to `address`, or else the attempt to open it that is under way, from now on if there was none.
+    fn attempt(&self, address: &str) -> Result<Result<Channel, Attempt>, ClientError> {
+        let mut known = self.known();
+        if let Some(channel) = known.channels.get(address) {
+            return Ok(Ok(channel.clone()));
+        }
+        if let Some(attempt) = known.attempts.get(address) {
+            return Ok(Err(attempt.clone()));
+        }
+        let (endpoint, to) = (self.endpoint(address)?, address.to_string());
+        let connected = async move {
+            let unreachable = |error| ClientError::Unreachable { tried: vec![(to, innermost_of(&error))] };
+            endpoint.connect().await.map_err(unreachable)
+        };
+        let attempt = connected.boxed().shared();
+        known.attempts.insert(address.to_string(), attempt.clone());
+        Ok(Err(attempt))
     }
 
     fn endpoint(&self, address: &str) -> Result<Endpoint, ClientError> {
@@ -93,9 +120,7 @@ impl Connections {
 
     /// Forgets the channel to a server that failed, and passes over it for a moment.
     pub(super) fn shun(&self, address: &str) {
-        let mut known = self.known();
-        known.channels.remove(address);
-        known.shunned_until.insert(address.to_string(), Instant::now() + SHUNNED);
+        self.known().shun(address);
     }
 
     pub(super) fn is_shunned(&self, address: &str) -> bool {
@@ -175,6 +200,11 @@ impl Connections {
 }
 
 impl Known {
+    fn shun(&mut self, address: &str) {
+        self.channels.remove(address);
+        self.shunned_until.insert(address.to_string(), Instant::now() + SHUNNED);
+    }
+
     fn shunned(&self, address: &str) -> bool {
         self.shunned_until.get(address).is_some_and(|until| Instant::now() < *until)
     }
@@ -222,6 +252,37 @@ mod tests {
         assert_eq!(connections.any_server(None), "b:1");
         connections.shun("b:1");
         assert_eq!(connections.any_server(None), "a:1", "with none left the user's order counts");
+    }
+
+    #[cfg(not(madsim))]
+    #[tokio::test]
+    async fn requests_that_begin_together_share_one_connection() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let accepted = tokio::spawn(async move {
+            let (mut streams, enough) = (Vec::new(), Duration::from_millis(300));
+            while let Ok(Ok((stream, _))) = tokio::time::timeout(enough, listener.accept()).await {
+                streams.push(stream);
+            }
+            streams.len()
+        });
+        let connections = connections(&[&address]);
+        let channels = futures::future::join_all((0..1_000).map(|_| connections.channel(&address))).await;
+        assert!(channels.iter().all(Result::is_ok) && connections.channel(&address).await.is_ok());
+        assert_eq!(accepted.await.unwrap(), 1);
+        assert!(connections.known().attempts.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_failed_is_told_to_all_and_is_not_the_last() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        drop(taken); // nobody listens there now
+        let connections = connections(&[&address]);
+        let channels = futures::future::join_all((0..10).map(|_| connections.channel(&address))).await;
+        assert!(channels.iter().all(|channel| matches!(channel, Err(ClientError::Unreachable { .. }))));
+        assert!(connections.known().attempts.is_empty() && connections.is_shunned(&address));
+        assert!(connections.channel(&address).await.is_err());
     }
 
     #[test]
