@@ -56,6 +56,9 @@ enum Command {
         /// So many good histories
         #[arg(long, value_name = "N", default_value_t = 200)]
         histories: u64,
+        /// So many seeds of the whole world, whose histories are mutated too
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        runs: u64,
     },
     /// Switches each planted bug on, and runs seeds until it is found
     Planted(PlantedArgs),
@@ -210,7 +213,7 @@ pub fn run() -> ExitCode {
         Some(Command::Planted(args)) => campaign::run(&args),
         Some(Command::Hunt(args)) => campaign::hunt_alone(&args),
         Some(Command::Coverage(args)) => covered(&args),
-        Some(Command::Checker { histories }) => checker::run(histories),
+        Some(Command::Checker { histories, runs }) => checker::run(histories, runs),
     };
     ExitCode::from(code)
 }

@@ -21,6 +21,7 @@ mod core;
 mod coverage;
 mod faults;
 mod history;
+mod memory;
 mod panics;
 mod plants;
 mod print;
@@ -33,6 +34,9 @@ mod whole;
 mod worlds;
 
 use std::process::ExitCode;
+
+#[global_allocator]
+static COUNTING: memory::Counting = memory::Counting;
 
 fn main() -> ExitCode {
     command_line::run()

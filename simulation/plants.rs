@@ -33,10 +33,6 @@ pub const NOT_YET_FOUND: &[&str] = &[
     "change-before-term-commit",
     "campaign-with-unapplied-change",
     "read-index-context-reused",
-    "log-time-follows-any-clock",
-    "sequence-gap-admitted",
-    "leader-report-goes-back",
-    "watch-skips-a-revision",
 ];
 
 /// All of them: journal and segments, consensus, state machines, the node around them.

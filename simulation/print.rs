@@ -84,12 +84,13 @@ pub fn summary(swept: &Swept) -> String {
     let least = |number: u64| if passed { format!(" (least {number})") } else { String::new() };
     let _ = write!(
         text,
-        "a run: {:.1} simulated s, {:.1} faults{}, {:.1} operations{}; {} failed",
+        "a run: {:.1} simulated s, {:.1} faults{}, {:.1} operations{}, {} MiB at most; {} failed",
         swept.simulated_ms as f64 / 1000.0 / runs,
         swept.faults as f64 / runs,
         least(swept.faults_least),
         swept.operations as f64 / runs,
         least(swept.operations_least),
+        swept.bytes_most >> 20,
         swept.failures.len()
     );
     text

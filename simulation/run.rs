@@ -45,6 +45,8 @@ pub struct Registered {
     pub faults: &'static [FaultClass],
     /// Events that it aims faults at: over a sweep each must happen.
     pub triggers: &'static [Trigger],
+    /// Seeds that found something once, and what: a sweep begins with them.
+    pub once_failed: &'static [(u64, &'static str)],
 }
 
 /// What a run is asked to be. Everything else follows from the seed.
@@ -74,6 +76,8 @@ pub struct Report {
     pub faults: u64,
     /// Operations of clients (in the core world: proposals and reads).
     pub operations: u64,
+    /// The most memory it held at once, its disks included; filled in by the sweep.
+    pub bytes: u64,
     pub coverage: Coverage,
     /// The first rule that was broken.
     pub violation: Option<Violation>,

@@ -6,6 +6,7 @@
 
 use crate::coverage::Coverage;
 use crate::faults::FaultSet;
+use crate::memory;
 use crate::panics;
 use crate::run::{Registered, Report, Request, Violation};
 use crate::trace::Detail;
@@ -21,6 +22,9 @@ const STACK_BYTES: usize = 64 << 20;
 /// A run that takes longer hangs: it takes a second at most where nothing else is running.
 const RUN_MAX: Duration = Duration::from_secs(120);
 
+/// More than this no run holds at once, disks included: the most that was ever seen is a fraction of it.
+const RUN_BYTES_MAX: u64 = 128 << 20;
+
 /// How often those who wait for news look around.
 const PROGRESS: Duration = Duration::from_millis(250);
 
@@ -28,9 +32,9 @@ const PROGRESS: Duration = Duration::from_millis(250);
 #[derive(Clone)]
 pub struct Plan {
     pub world: Registered,
-    /// The first seed; the others follow it one by one.
+    /// The first seed, after those that failed once; the others follow it one by one.
     pub from: u64,
-    /// No more than so many seeds.
+    /// No more than so many seeds, beside those that failed once.
     pub seeds: Option<u64>,
     /// None is begun after so long.
     pub time: Option<Duration>,
@@ -57,6 +61,8 @@ pub struct Swept {
     pub faults_least: u64,
     /// Of the run with the fewest.
     pub operations_least: u64,
+    /// The most memory that a run held at once.
+    pub bytes_most: u64,
     pub coverage: Coverage,
     /// Of the seeds that broke a rule, by seed; without events.
     pub failures: Vec<Report>,
@@ -74,6 +80,7 @@ impl Swept {
             operations: 0,
             faults_least: u64::MAX,
             operations_least: u64::MAX,
+            bytes_most: 0,
             coverage: Coverage::default(),
             failures: Vec::new(),
         }
@@ -84,6 +91,7 @@ impl Swept {
         self.simulated_ms += report.simulated_ms;
         self.faults += report.faults;
         self.operations += report.operations;
+        self.bytes_most = self.bytes_most.max(report.bytes);
         self.coverage.merge(&report.coverage);
         if report.violation.is_some() {
             self.failures.push(report);
@@ -146,6 +154,10 @@ fn next_seed(plan: &Plan, next: &AtomicU64, stopped: &AtomicBool, began: Instant
         return None;
     }
     let number = next.fetch_add(1, Ordering::Relaxed);
+    let once_failed = plan.world.once_failed;
+    let Some(number) = number.checked_sub(once_failed.len() as u64) else {
+        return Some(once_failed[number as usize].0);
+    };
     let wanted = plan.seeds.is_none_or(|seeds| number < seeds);
     wanted.then(|| plan.from.wrapping_add(number))
 }
@@ -186,6 +198,7 @@ pub fn run_once(world: &Registered, request: &Request) -> Report {
             panics::keep_here();
             let outcome = catch_unwind(AssertUnwindSafe(|| run(&asked)));
             let outcome = outcome.map_err(|_| panics::take().unwrap_or_else(|| "a panic nobody noted".to_owned()));
+            let outcome = outcome.map(weighed);
             drop(told.send(outcome));
         })
         .expect("the system grants a thread");
@@ -204,6 +217,17 @@ pub fn run_once(world: &Registered, request: &Request) -> Report {
     }
 }
 
+/// Held against the bound of memory, too.
+fn weighed(mut report: Report) -> Report {
+    let bytes = memory::most();
+    report.bytes = bytes;
+    if bytes > RUN_BYTES_MAX && report.violation.is_none() {
+        let what = format!("the run held {bytes} bytes at once; {RUN_BYTES_MAX} are far more than it needs");
+        report.violation = Some(Violation { rule: "memory", what, events: Vec::new() });
+    }
+    report
+}
+
 /// The report of a run that gave none.
 fn without_end(world: &Registered, request: &Request, rule: &'static str, what: String) -> Report {
     Report {
@@ -214,6 +238,7 @@ fn without_end(world: &Registered, request: &Request, rule: &'static str, what: 
         simulated_ms: 0,
         faults: 0,
         operations: 0,
+        bytes: 0,
         coverage: Coverage::default(),
         violation: Some(Violation { rule, what, events: Vec::new() }),
     }
@@ -235,6 +260,7 @@ mod tests {
             simulated_ms: 60_000,
             faults: request.seed,
             operations: 300,
+            bytes: 0,
             coverage,
             violation: None,
         }
@@ -257,7 +283,7 @@ mod tests {
 
     fn plan(run: fn(&Request) -> Report) -> Plan {
         Plan {
-            world: Registered { world: World::Core, run, faults: &[], triggers: &[] },
+            world: Registered { world: World::Core, run, faults: &[], triggers: &[], once_failed: &[] },
             from: 1,
             seeds: Some(20),
             time: None,
@@ -275,6 +301,15 @@ mod tests {
         assert_eq!((swept.seeds, swept.faults, swept.faults_least), (20, 210, 1));
         assert_eq!(swept.coverage.count("fault.kill"), 20);
         assert!(swept.failures.is_empty());
+    }
+
+    #[test]
+    fn seeds_that_failed_once_come_first() {
+        let mut plan = plan(breaks_a_rule_at_seven);
+        (plan.world.once_failed, plan.from, plan.jobs) = (&[(7, "it broke a rule")], 100, 1);
+        let swept = sweep(&plan, |_| ());
+        assert_eq!(swept.failures.iter().map(|failed| failed.seed).collect::<Vec<_>>(), [7]);
+        assert!(swept.seeds < 20, "{} seeds were run", swept.seeds);
     }
 
     #[test]

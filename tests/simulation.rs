@@ -17,6 +17,9 @@ mod faults;
 #[path = "../simulation/history/mod.rs"]
 mod history;
 #[cfg(not(madsim))]
+#[path = "../simulation/memory.rs"]
+mod memory;
+#[cfg(not(madsim))]
 #[path = "../simulation/panics.rs"]
 mod panics;
 #[cfg(not(madsim))]
@@ -82,7 +85,7 @@ mod tests {
 
     fn build() {
         say("building; some minutes the first time");
-        run(&["checker", "--histories", "5"]);
+        run(&["checker", "--histories", "5", "--runs", "5"]);
     }
 
     #[test]

@@ -77,6 +77,7 @@ const MAY_ALL_THE_SAME: &[(&str, &[&str], &str)] = &[
     ("src/client/mod.rs", &["rand::random"], "the default of an option that the simulator sets"),
     ("simulation/sweep.rs", &["std::time::Instant", "std::thread"], "runs are begun, bounded and counted by real time"),
     ("simulation/campaign.rs", &["std::time::Instant", "std::thread"], "a bug is hunted for so many real minutes"),
+    ("simulation/checker.rs", &["std::thread"], "a run has a thread of its own"),
     ("simulation/panics.rs", &["std::thread"], "names the thread that panicked"),
     ("simulation/command_line.rs", &["std::thread"], "counts processors"),
 ];

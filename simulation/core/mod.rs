@@ -78,6 +78,7 @@ pub fn run(request: &Request) -> Report {
         simulated_ms: world.shared.now / 1_000,
         faults: world.shared.faults,
         operations: world.shared.operations,
+        bytes: 0,
         coverage: std::mem::take(&mut world.shared.coverage),
         violation,
     }

@@ -1,7 +1,7 @@
 //! Holds a history against the rules, the most telling first. See the module above for what is checked, and `rules` for names.
 
 use super::placed::{self, Placed};
-use super::{rules, sweep, watches, Broken, FinalLog, History};
+use super::{by_time, fences, leaders, rules, sweep, watches, Broken, FinalLog, History};
 use std::collections::BTreeMap;
 
 pub(super) fn broken<T>(rule: &'static str, what: String) -> Result<T, Broken> {
@@ -15,8 +15,11 @@ pub(super) fn check(history: &History) -> Result<(), Broken> {
         expected_offsets(&placed)?;
         terms(&placed)?;
         sessions(&placed)?;
+        fences::check(history, &placed)?;
+        by_time::check(history, &placed)?;
         sweep::check(history, &placed)?;
     }
+    leaders::check(&history.leaders)?;
     watches::check(&history.watches)
 }
 
@@ -120,15 +123,14 @@ fn terms(placed: &Placed) -> Result<(), Broken> {
     Ok(())
 }
 
-/// A session's batches lie in the order of their sequences. Where the whole log is known, without a gap.
+/// A session's batches lie in the order of their sequences, and without a gap wherever the log between two of them is known.
 fn sessions(placed: &Placed) -> Result<(), Broken> {
-    let mut last: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
+    let mut last: BTreeMap<u64, (u64, u32, u64)> = BTreeMap::new();
     for at in &placed.by_offset {
         let batch = &placed.batches[*at];
-        let Some(session) = batch.session else { continue };
-        let whole = placed.known_from == Some(0);
-        let (due, epoch) = *last.entry(session.producer).or_insert((0, 0));
-        let here = || format!("{}: {batch} is at offset {:?}", placed.partition, batch.offset);
+        let (Some(session), Some(offset)) = (batch.session, batch.offset) else { continue };
+        let (due, epoch, known_before) = *last.entry(session.producer).or_insert((0, 0, 0));
+        let here = || format!("{}: {batch} is at offset {offset}", placed.partition);
         if session.sequence < due {
             let what = format!("{}; sequences up to {due} lie before it", here());
             return broken(rules::SESSION_ORDER, what);
@@ -136,10 +138,10 @@ fn sessions(placed: &Placed) -> Result<(), Broken> {
         if session.epoch < epoch {
             return broken(rules::SESSION_ORDER, format!("{}; epoch {epoch} lies before it", here()));
         }
-        if whole && session.sequence > due {
+        if session.sequence > due && placed.known_from.is_some_and(|from| from <= known_before) {
             return broken(rules::SESSION_ORDER, format!("{}; sequence {due} was due", here()));
         }
-        last.insert(session.producer, (session.sequence + u64::from(batch.count), session.epoch));
+        last.insert(session.producer, (session.sequence + u64::from(batch.count), session.epoch, offset));
     }
     Ok(())
 }

@@ -9,7 +9,10 @@
 //!
 //! Part of the simulator and, for its own tests, of `tests/simulation.rs`; it therefore imports from nothing but itself.
 
+mod by_time;
 mod check;
+mod fences;
+mod leaders;
 pub mod model;
 pub mod mutations;
 mod placed;
@@ -139,6 +142,60 @@ pub struct Watch {
     pub changes: Vec<(u64, u64)>,
 }
 
+/// A group's leader, as the catalog had it at a revision.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaderTold {
+    /// Who was told.
+    pub client: u32,
+    pub revision: u64,
+    pub group: u64,
+    pub term: u64,
+    pub node: u32,
+}
+
+/// A fence and the token that its holder shows. A name is a number here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fence {
+    pub name: u64,
+    pub token: u64,
+}
+
+/// An append that stands behind a fence, known by its payload number.
+#[derive(Clone, Copy, Debug)]
+pub struct Fenced {
+    pub partition: PartitionKey,
+    pub payload: u64,
+    pub fence: Fence,
+}
+
+/// A fence that was raised, as its holder was told.
+#[derive(Clone, Copy, Debug)]
+pub struct Raise {
+    pub client: u32,
+    pub partition: PartitionKey,
+    pub fence: Fence,
+    pub returned_us: u64,
+}
+
+/// A record, and the log's time of it: from a receipt or a read.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Stamp {
+    pub partition: PartitionKey,
+    pub offset: u64,
+    pub timestamp_ms: u64,
+    pub returned_us: u64,
+}
+
+/// A question for the first offset at or after a time, and its answer.
+#[derive(Clone, Copy, Debug)]
+pub struct ByTime {
+    pub client: u32,
+    pub partition: PartitionKey,
+    pub invoked_us: u64,
+    pub time_ms: u64,
+    pub offset: u64,
+}
+
 /// A rule that does not hold.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Broken {
@@ -155,6 +212,11 @@ pub struct History {
     pub tails: Vec<Tail>,
     pub final_logs: Vec<FinalLog>,
     pub watches: Vec<Watch>,
+    pub leaders: Vec<LeaderTold>,
+    pub fenced: Vec<Fenced>,
+    pub raises: Vec<Raise>,
+    pub stamps: Vec<Stamp>,
+    pub by_time: Vec<ByTime>,
 }
 
 impl History {

@@ -4,7 +4,10 @@
 //! Unknown outcomes take effect or not, some long after their client gave up; sessions retry; reads are stale at times, as reads
 //! may be; tails never are.
 
-use super::{Append, FinalLog, History, Outcome, PartitionKey, Read, Receipt, SessionPlace, Tail, Watch};
+use super::{
+    Append, ByTime, Fence, Fenced, FinalLog, History, LeaderTold, Outcome, PartitionKey, Raise, Read, Receipt,
+    SessionPlace, Stamp, Tail, Watch,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
@@ -15,6 +18,9 @@ const REPLICAS: u32 = 3;
 const OPERATIONS_PER_CLIENT: u32 = 60;
 const WATCHERS: u32 = 3;
 const REVISIONS: u64 = 40;
+const FENCES: u64 = 2;
+/// Partitions whose leaders the catalog tells, and their nodes.
+const GROUPS: u64 = 3;
 
 /// One attempt's or read's way through time.
 #[derive(Clone, Copy)]
@@ -27,7 +33,25 @@ struct Span {
 #[derive(Default)]
 struct Log {
     records: Vec<u64>,
+    /// The log's time of each.
+    stamps: Vec<u64>,
+    fences: BTreeMap<u64, u64>,
     term: u64,
+}
+
+impl Log {
+    /// The first record at or after a time.
+    fn at_time(&self, time_ms: u64) -> u64 {
+        self.stamps.partition_point(|stamp| *stamp < time_ms) as u64
+    }
+
+    /// A fence, and the highest token seen under it or the next one, which is seen from here on.
+    fn fence(&mut self, rng: &mut StdRng) -> Fence {
+        let name = rng.gen_range(0..FENCES);
+        let token = self.fences.entry(name).or_insert(1);
+        *token += rng.gen_range(0..2);
+        Fence { name, token: *token }
+    }
 }
 
 /// What waits for its moment.
@@ -53,8 +77,8 @@ pub fn good_history(seed: u64) -> History {
     let mut history = History::default();
     let mut logs: BTreeMap<PartitionKey, Log> = BTreeMap::new();
     let mut remembered: BTreeMap<u64, u64> = BTreeMap::new();
-    for (_, intent) in intents {
-        take_effect(&mut rng, intent, &mut logs, &mut remembered, &mut history);
+    for ((effect_us, _), intent) in intents {
+        take_effect(&mut rng, effect_us, intent, &mut logs, &mut remembered, &mut history);
     }
     for (partition, log) in &logs {
         for node in 1..=REPLICAS {
@@ -63,6 +87,7 @@ pub fn good_history(seed: u64) -> History {
         }
     }
     watch(&mut rng, &mut history);
+    lead(&mut rng, &mut history);
     history
 }
 
@@ -202,6 +227,7 @@ fn attempt(
 
 fn take_effect(
     rng: &mut StdRng,
+    effect_us: u64,
     intent: Intent,
     logs: &mut BTreeMap<PartitionKey, Log>,
     remembered: &mut BTreeMap<u64, u64>,
@@ -220,6 +246,12 @@ fn take_effect(
                 let offset = *remembered.entry(append.payload).or_insert(tail);
                 if offset == tail {
                     log.records.extend((0..u64::from(append.count)).map(|at| append.payload + at));
+                    // Coarse, so that several batches are of one time.
+                    log.stamps.resize(log.records.len(), effect_us / 100_000);
+                    if append.session.is_none() && rng.gen_bool(0.3) {
+                        let (partition, payload, fence) = (append.partition, append.payload, log.fence(rng));
+                        history.fenced.push(Fenced { partition, payload, fence });
+                    }
                 }
                 let term = if offset == tail { log.term + 1 } else { 0 };
                 if let Outcome::Ok(receipt) = &mut append.outcome {
@@ -235,10 +267,25 @@ fn take_effect(
             read.from = from as u64;
             let records = (read.from..).zip(log.records[from..seen].iter().copied());
             read.records = records.take(count_max).collect();
+            let (partition, returned_us) = (read.partition, read.returned_us);
+            let stamp = |&(offset, _): &(u64, u64)| {
+                let timestamp_ms = log.stamps[offset as usize];
+                Stamp { partition, offset, timestamp_ms, returned_us }
+            };
+            history.stamps.extend(read.records.iter().map(stamp));
             history.read(read);
         }
         Intent::Tail(mut tail) => {
-            tail.tail = logs.entry(tail.partition).or_default().records.len() as u64;
+            let log = logs.entry(tail.partition).or_default();
+            tail.tail = log.records.len() as u64;
+            let (client, partition, invoked_us) = (tail.client, tail.partition, tail.invoked_us);
+            let time_ms = rng.gen_range(0..=effect_us / 80_000);
+            let offset = log.at_time(time_ms);
+            history.by_time.push(ByTime { client, partition, invoked_us, time_ms, offset });
+            if rng.gen_bool(0.3) {
+                let fence = log.fence(rng);
+                history.raises.push(Raise { client, partition, fence, returned_us: tail.returned_us });
+            }
             history.tail(tail);
         }
     }
@@ -253,5 +300,18 @@ fn watch(rng: &mut StdRng, history: &mut History) {
         let until = rng.gen_range(REVISIONS / 2..=REVISIONS);
         let told = changes.iter().copied().filter(|(revision, _)| *revision > after && *revision <= until);
         history.watch(Watch { client, subject: 1, after, changes: told.collect() });
+    }
+}
+
+/// Each watcher is told of most leaders that the catalog ever had.
+fn lead(rng: &mut StdRng, history: &mut History) {
+    let mut terms: BTreeMap<u64, u64> = BTreeMap::new();
+    for revision in 1..=REVISIONS {
+        let (group, node) = (rng.gen_range(0..GROUPS), rng.gen_range(1..=REPLICAS));
+        let term = terms.entry(group).or_default();
+        *term += rng.gen_range(1..4);
+        let told = (1..=WATCHERS).filter(|_| rng.gen_bool(0.8));
+        let told = told.map(|client| LeaderTold { client, revision, group, term: *term, node });
+        history.leaders.extend(told.collect::<Vec<_>>());
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! A mutation looks for a place in the history where it applies and answers whether it found one. It names all rules by which
 //! its result may rightly be refused, since one and the same wrong often breaks several.
+//!
+//! The file is long because it holds one function for each way of being wrong.
 
 use super::rules::*;
 use super::{Append, History, Outcome, PartitionKey, Receipt, SessionPlace};
@@ -18,6 +20,9 @@ pub struct Mutation {
     pub apply: fn(&mut History, &mut StdRng) -> bool,
 }
 
+/// More records than any batch has.
+const LONGEST_BATCH: u64 = 30;
+
 macro_rules! mutations {
     ($($name:literal by [$($rule:expr),+]: $apply:expr,)*) => {
         /// All of them.
@@ -28,6 +33,7 @@ macro_rules! mutations {
 mutations! {
     "all lose the last acknowledged batch" by [ACKNOWLEDGED_STAYS]: lose_acknowledged,
     "one replica lacks the end" by [REPLICAS_AGREE, ACKNOWLEDGED_STAYS, WHOLE_BATCHES, VISIBLE_STAYS]: shorten_one,
+    "one replica has what the others lack" by [REPLICAS_AGREE]: lengthen_one,
     "a record seen by a read is gone at the end" by [VISIBLE_STAYS]: lose_what_was_read,
     "a tail was told that the log does not reach" by [VISIBLE_STAYS, TAIL_LINEARIZABLE, REAL_TIME]: tail_beyond_the_end,
     "two records swap in one read" by [ACKNOWLEDGED_STAYS, ONE_PAYLOAD, AT_MOST_ONCE]: swap_in_read,
@@ -53,8 +59,8 @@ mutations! {
     "a tail is behind an earlier tail" by [TAIL_LINEARIZABLE]: tail_behind_tail,
     "a tail is told before its records were sent" by [REAL_TIME, TAIL_LINEARIZABLE]: tail_from_the_future,
     "a record is read before it was sent" by [REAL_TIME, TAIL_LINEARIZABLE]: read_from_the_future,
-    "two acknowledged appends change places" by [REAL_TIME, TAIL_LINEARIZABLE]: out_of_order,
-    "an unknown append is placed before what preceded it" by [REAL_TIME, TAIL_LINEARIZABLE]: unknown_out_of_order,
+    "two acknowledged appends change places" by [REAL_TIME, TAIL_LINEARIZABLE, FENCE_HOLDS]: out_of_order,
+    "an unknown append is placed before what preceded it" by [REAL_TIME, TAIL_LINEARIZABLE, FENCE_HOLDS]: unknown_out_of_order,
     "an append is not where it was expected" by [EXPECTED_OFFSET]: unexpected_offset,
     "a session's batch was left out" by [SESSION_ORDER]: session_gap,
     "two batches of a session change places" by [SESSION_ORDER]: session_out_of_order,
@@ -64,6 +70,14 @@ mutations! {
     "a watch goes back" by [WATCH_FORWARD]: watch_goes_back,
     "a watch tells a revision twice" by [WATCH_FORWARD]: watch_repeats,
     "two watchers are told different things" by [WATCH_AGREES]: watch_differs,
+    "the catalog takes a report of an older leader" by [LEADERS_RISE]: leader_goes_back,
+    "a term has two leaders in the catalog" by [LEADERS_RISE]: two_leaders_of_a_term,
+    "an append passes under a lower token" by [FENCE_HOLDS]: lower_token,
+    "an append passes a fence that was raised before it" by [FENCE_HOLDS]: raised_before,
+    "the log's time goes back" by [TIME_RISES]: time_goes_back,
+    "a record has two times" by [TIME_RISES]: two_times,
+    "a time finds too late an offset" by [BY_TIME]: found_too_late,
+    "a time finds too early an offset" by [BY_TIME]: found_too_early,
     "two appends carry the same number" by [WELL_FORMED]: number_used_twice,
 }
 
@@ -153,8 +167,34 @@ fn lose_acknowledged(history: &mut History, rng: &mut StdRng) -> bool {
     let partition = history.appends[at].partition;
     let in_partition = acknowledged(history).into_iter().filter(|(at, _)| history.appends[*at].partition == partition);
     let Some(last) = in_partition.map(|(_, receipt)| receipt.offset).max() else { return false };
+    let in_a_log = history
+        .final_logs
+        .iter()
+        .any(|log| log.partition == partition && log.records.iter().any(|(offset, _)| *offset == last));
     cut(history, partition, last);
-    true
+    in_a_log
+}
+
+/// A batch that nobody knows of, in one replica's log alone.
+fn lengthen_one(history: &mut History, rng: &mut StdRng) -> bool {
+    let payload = history.appends.iter().map(|append| append.payload + u64::from(append.count)).max().unwrap_or(1);
+    let at = rng.gen_range(0..history.final_logs.len());
+    let log = &mut history.final_logs[at];
+    let (partition, end) = (log.partition, log.start + log.records.len() as u64);
+    log.records.push((end, payload));
+    let returned_us = u64::MAX / 2;
+    history.append(Append {
+        client: 1,
+        partition,
+        payload,
+        count: 1,
+        invoked_us: returned_us - 1,
+        returned_us,
+        outcome: Outcome::Unknown,
+        expected_offset: None,
+        session: None,
+    });
+    history.final_logs.iter().filter(|log| log.partition == partition).count() > 1
 }
 
 fn shorten_one(history: &mut History, rng: &mut StdRng) -> bool {
@@ -366,7 +406,9 @@ fn from_another_partition(history: &mut History, rng: &mut StdRng) -> bool {
 fn half_a_batch(history: &mut History, rng: &mut StdRng) -> bool {
     let never_there = history.appends.iter().filter(|append| {
         let mut logs = history.final_logs.iter().filter(|log| log.partition == append.partition);
+        let mut reads = history.reads.iter();
         append.outcome == Outcome::Unknown
+            && !reads.any(|read| read.records.iter().any(|(_, payload)| *payload == append.payload))
             && append.session.is_none()
             && append.expected_offset.is_none()
             && append.count > 1
@@ -484,7 +526,14 @@ fn places(history: &History) -> Vec<SessionPlace> {
 }
 
 fn session_gap(history: &mut History, rng: &mut StdRng) -> bool {
-    let Some(place) = pick(&places(history), rng) else { return false };
+    // One that lies in a log which is known from its beginning: elsewhere nobody can tell what is missing.
+    let in_a_whole_log = |append: &&Append| {
+        let logs = history.final_logs.iter().filter(|log| log.partition == append.partition);
+        let mut lowest = logs.min_by_key(|log| log.start).into_iter().filter(|log| log.start == 0);
+        lowest.any(|log| log.records.iter().any(|(_, payload)| *payload == append.payload))
+    };
+    let there = history.appends.iter().filter(in_a_whole_log).filter_map(|append| append.session);
+    let Some(place) = pick(&there.collect::<Vec<_>>(), rng) else { return false };
     for later in places(history).into_iter().rev() {
         if later.producer == place.producer && later.sequence >= place.sequence {
             change_place(history, later, SessionPlace { sequence: later.sequence + 1, ..later });
@@ -526,6 +575,9 @@ fn term_back(history: &mut History, rng: &mut StdRng) -> bool {
 }
 
 fn watch_skips(history: &mut History, rng: &mut StdRng) -> bool {
+    if history.watches.len() < 2 {
+        return false;
+    }
     // A revision that another watcher was told too.
     let at = rng.gen_range(0..history.watches.len());
     let others: Vec<u64> = history
@@ -544,6 +596,9 @@ fn watch_skips(history: &mut History, rng: &mut StdRng) -> bool {
 }
 
 fn watch_goes_back(history: &mut History, rng: &mut StdRng) -> bool {
+    if history.watches.len() < 2 {
+        return false;
+    }
     let at = rng.gen_range(0..history.watches.len());
     let changes = &mut history.watches[at].changes;
     if changes.len() < 2 {
@@ -555,6 +610,9 @@ fn watch_goes_back(history: &mut History, rng: &mut StdRng) -> bool {
 }
 
 fn watch_repeats(history: &mut History, rng: &mut StdRng) -> bool {
+    if history.watches.len() < 2 {
+        return false;
+    }
     let at = rng.gen_range(0..history.watches.len());
     let changes = &mut history.watches[at].changes;
     let Some(change) = changes.choose(rng).copied() else { return false };
@@ -563,6 +621,9 @@ fn watch_repeats(history: &mut History, rng: &mut StdRng) -> bool {
 }
 
 fn watch_differs(history: &mut History, rng: &mut StdRng) -> bool {
+    if history.watches.len() < 2 {
+        return false;
+    }
     let (one, other) = (history.watches[0].clone(), &mut history.watches[1]);
     let both: Vec<usize> = (0..other.changes.len()).filter(|at| one.changes.contains(&other.changes[*at])).collect();
     let Some(at) = both.choose(rng) else { return false };
@@ -574,5 +635,108 @@ fn number_used_twice(history: &mut History, rng: &mut StdRng) -> bool {
     let plain: Vec<Append> = history.appends.iter().filter(|append| append.session.is_none()).cloned().collect();
     let Some(append) = pick(&plain, rng) else { return false };
     history.append(append);
+    true
+}
+
+fn leader_goes_back(history: &mut History, rng: &mut StdRng) -> bool {
+    let Some(now) = pick(&history.leaders, rng) else { return false };
+    let older = history.leaders.iter().copied().filter(|one| one.group == now.group && one.revision < now.revision);
+    let Some(older) = pick(&older.collect::<Vec<_>>(), rng) else { return false };
+    let revision = history.leaders.iter().map(|one| one.revision).max().unwrap_or_default() + 1;
+    history.leaders.push(super::LeaderTold { revision, ..older });
+    true
+}
+
+fn two_leaders_of_a_term(history: &mut History, rng: &mut StdRng) -> bool {
+    let Some(one) = pick(&history.leaders, rng) else { return false };
+    history.leaders.push(super::LeaderTold { client: one.client + 1, node: one.node + 1, ..one });
+    true
+}
+
+/// Offset of a fenced append, as far as it is known.
+fn place_of(history: &History, fenced: &super::Fenced) -> Option<u64> {
+    let logs = history.final_logs.iter().filter(|log| log.partition == fenced.partition);
+    let records = logs.flat_map(|log| &log.records);
+    records.into_iter().find(|(_, payload)| *payload == fenced.payload).map(|(offset, _)| *offset)
+}
+
+fn lower_token(history: &mut History, rng: &mut StdRng) -> bool {
+    let places: Vec<Option<u64>> = history.fenced.iter().map(|fenced| place_of(history, fenced)).collect();
+    let behind: Vec<usize> = (0..places.len())
+        .filter(|at| {
+            let now = &history.fenced[*at];
+            let before = history.fenced.iter().zip(&places).filter(|(one, place)| {
+                one.partition == now.partition
+                    && one.fence.name == now.fence.name
+                    && place.is_some()
+                    && **place < places[*at]
+            });
+            before.count() > 0
+        })
+        .collect();
+    let Some(at) = pick(&behind, rng) else { return false };
+    history.fenced[at].fence.token = 0;
+    true
+}
+
+fn raised_before(history: &mut History, rng: &mut StdRng) -> bool {
+    let Some(fenced) = pick(&history.fenced, rng) else { return false };
+    let Some(sent) = history.appends.iter().filter(|one| one.payload == fenced.payload).map(|one| one.invoked_us).min()
+    else {
+        return false;
+    };
+    let fence = super::Fence { token: fenced.fence.token + 1, ..fenced.fence };
+    let raise = super::Raise { client: 1, partition: fenced.partition, fence, returned_us: sent - 1 };
+    history.raises.push(raise);
+    place_of(history, &fenced).is_some()
+}
+
+fn time_goes_back(history: &mut History, rng: &mut StdRng) -> bool {
+    let Some(stamp) = pick(&history.stamps, rng) else { return false };
+    let before = history.stamps.iter().any(|one| one.partition == stamp.partition && one.offset < stamp.offset);
+    if !before || stamp.timestamp_ms == 0 {
+        return false;
+    }
+    let here = |one: &&mut super::Stamp| (one.partition, one.offset) == (stamp.partition, stamp.offset);
+    history.stamps.iter_mut().filter(here).for_each(|one| one.timestamp_ms = 0);
+    let mut here = history.stamps.iter().filter(|one| one.partition == stamp.partition && one.offset < stamp.offset);
+    here.any(|one| one.timestamp_ms > 0)
+}
+
+fn two_times(history: &mut History, rng: &mut StdRng) -> bool {
+    let Some(stamp) = pick(&history.stamps, rng) else { return false };
+    history.stamps.push(super::Stamp { timestamp_ms: stamp.timestamp_ms + 1, ..stamp });
+    true
+}
+
+fn found_too_late(history: &mut History, rng: &mut StdRng) -> bool {
+    // Not where it may have been trimmed.
+    let kept = |stamp: &super::Stamp| {
+        let logs = history.final_logs.iter().filter(|log| log.partition == stamp.partition);
+        logs.map(|log| log.start).max().is_some_and(|start| stamp.offset > start + LONGEST_BATCH)
+    };
+    let known = |one: &super::ByTime, stamp: &super::Stamp| {
+        one.partition == stamp.partition
+            && one.offset <= stamp.offset
+            && stamp.timestamp_ms >= one.time_ms
+            && kept(stamp)
+    };
+    let all: Vec<(usize, u64)> = (history.by_time.iter().enumerate())
+        .filter_map(|(at, one)| Some((at, history.stamps.iter().find(|stamp| known(one, stamp))?.offset)))
+        .collect();
+    let Some((at, offset)) = pick(&all, rng) else { return false };
+    history.by_time[at].offset = offset + 1;
+    true
+}
+
+fn found_too_early(history: &mut History, rng: &mut StdRng) -> bool {
+    let older = |one: &super::ByTime, stamp: &super::Stamp| {
+        one.partition == stamp.partition && stamp.returned_us < one.invoked_us && stamp.timestamp_ms < one.time_ms
+    };
+    let all: Vec<(usize, u64)> = (history.by_time.iter().enumerate())
+        .filter_map(|(at, one)| Some((at, history.stamps.iter().find(|stamp| older(one, stamp))?.offset)))
+        .collect();
+    let Some((at, offset)) = pick(&all, rng) else { return false };
+    history.by_time[at].offset = offset;
     true
 }

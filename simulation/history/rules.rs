@@ -36,6 +36,14 @@ pub const WATCH_FORWARD: &str = "watch-forward";
 pub const WATCH_COMPLETE: &str = "watch-complete";
 /// Watchers are told the same.
 pub const WATCH_AGREES: &str = "watch-agrees";
+/// A group's leaders in the catalog: terms only rise with the revision, and a term has one leader.
+pub const LEADERS_RISE: &str = "leaders-rise";
+/// Nothing is appended under a lower token than one the log has seen for that fence.
+pub const FENCE_HOLDS: &str = "fence-holds";
+/// The log's time never falls from one offset to a higher one, and a record has one.
+pub const TIME_RISES: &str = "time-rises";
+/// The offset for a time is that of the first record at or after it.
+pub const BY_TIME: &str = "by-time";
 
 /// All of them.
 pub const ALL: &[&str] = &[
@@ -57,4 +65,8 @@ pub const ALL: &[&str] = &[
     WATCH_FORWARD,
     WATCH_COMPLETE,
     WATCH_AGREES,
+    LEADERS_RISE,
+    FENCE_HOLDS,
+    TIME_RISES,
+    BY_TIME,
 ];

@@ -17,9 +17,11 @@
 //! | `committed-changed` | what was committed never changes; nothing applied is overwritten |
 //! | `applied-gap` | entries are applied one after the other, and only what is durable here |
 //! | `state-differs` | equal chain and state at equal index, and the same as if all was applied from the beginning |
+//! | `log-time` | a leader whose clock a majority speaks against moves the log's time no further ahead ([`log_time`], whole world) |
 
 pub mod agreed;
 pub mod kept;
+pub mod log_time;
 mod replica;
 
 use agreed::Agreed;

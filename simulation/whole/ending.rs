@@ -38,24 +38,29 @@ async fn probe(shared: &Shared, client: &Client, log: &Log) -> Result<(), String
             Err(error) if error.outcome() == client::Outcome::DidNotHappen => Outcome::Failed,
             Err(_) => Outcome::Unknown,
         };
-        shared.stage.event(DESK, "probe", &[payload], || format!("{} {payload}: {outcome:?}", log.key));
-        shared.stage.lock().history.append(Append {
-            client: DESK,
-            partition: log.key,
-            payload,
-            count: 1,
-            invoked_us,
-            returned_us: now_us(),
-            outcome,
-            expected_offset: None,
-            session: None,
-        });
+        record_probe(shared, log, payload, invoked_us, outcome);
         let Err(error) = answer else { return Ok(()) };
         if now_us() - begun > LIVENESS_BOUND.as_micros() as u64 {
             return Err(format!("{} takes no append within {LIVENESS_BOUND:?}: {error}", log.key));
         }
         sleep(POLL).await;
     }
+}
+
+/// What came of an append of one record that the world itself asked for.
+pub fn record_probe(shared: &Shared, log: &Log, payload: u64, invoked_us: u64, outcome: Outcome<Receipt>) {
+    shared.stage.event(DESK, "probe", &[payload], || format!("{} {payload}: {outcome:?}", log.key));
+    shared.stage.lock().history.append(Append {
+        client: DESK,
+        partition: log.key,
+        payload,
+        count: 1,
+        invoked_us,
+        returned_us: now_us(),
+        outcome,
+        expected_offset: None,
+        session: None,
+    });
 }
 
 /// Reads every replica's whole log, once it has caught up. Replicas that were damaged may refuse.

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Where a node's data lies on its disk.
 pub const DATA_DIR: &str = "/balsa";
@@ -65,6 +65,8 @@ struct State {
     life: u32,
     /// Its directory was emptied since the cluster was founded.
     wiped: bool,
+    /// Tells the process to stop.
+    stop: Option<oneshot::Sender<()>>,
     rng: StdRng,
 }
 
@@ -141,6 +143,7 @@ impl Machine {
                 process: Process::Down,
                 life: 0,
                 wiped: false,
+                stop: None,
                 rng: StdRng::seed_from_u64(seed),
             }),
         }
@@ -165,6 +168,7 @@ impl Machine {
 
     /// Starts the process, if it is down.
     pub fn start(self: &Arc<Self>, watch: &Arc<dyn Watch>) {
+        let (stop, stopped) = oneshot::channel();
         let (disk, life, seed) = {
             let mut state = self.state();
             if state.process != Process::Down {
@@ -172,6 +176,7 @@ impl Machine {
             }
             state.process = Process::Running;
             state.life += 1;
+            state.stop = Some(stop);
             (state.disk.clone(), state.life, state.rng.gen::<[u8; 32]>())
         };
         self.stage.event(self.id, "start", &[life.into()], || format!("life {life}"));
@@ -187,7 +192,12 @@ impl Machine {
         let log = super::log::logger(&self.stage, self.id);
         let process = move || -> Pin<Box<dyn Future<Output = ()>>> {
             Box::pin(async move {
-                let result = balsa::node::run(config, world, log, std::future::pending()).await;
+                let shutdown = async {
+                    if stopped.await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                let result = balsa::node::run(config, world, log, shutdown).await;
                 machine.ended_by_itself(life, &disk, result);
             })
         };
@@ -292,6 +302,13 @@ impl Machine {
             let seed = state.rng.gen();
             state.disk = state.disk.crash(seed);
         }
+    }
+
+    /// Asks the process to stop in order, which takes it a while. False if it can't be asked.
+    pub fn stop(&self) -> bool {
+        let mut state = self.state();
+        let stop = if state.process == Process::Running { state.stop.take() } else { None };
+        stop.is_some_and(|stop| stop.send(()).is_ok())
     }
 
     pub fn pause(&self) -> bool {

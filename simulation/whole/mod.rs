@@ -18,9 +18,11 @@ mod network;
 mod options;
 mod stage;
 mod strikes;
+mod trials;
 mod world;
 
 use crate::faults::{FaultClass, Trigger};
+use crate::history::History;
 use crate::panics;
 use crate::run::{Report, Request, World as Which};
 use madsim::runtime::Runtime;
@@ -34,8 +36,7 @@ pub const FAULTS: &[FaultClass] = strikes::FAULTS;
 /// Events that it aims faults at.
 pub const TRIGGERS: &[Trigger] = aims::TRIGGERS;
 
-/// Seeds that showed something, and what: the first to be run again after a change.
-#[allow(dead_code)] // a list for whoever sweeps
+/// Seeds that showed something, and what: the first of every sweep.
 pub const ONCE_FAILED: &[(u64, &str)] = &[
     (10, "a request on an ending node spun until its patience was over"),
     (11, "the same"),
@@ -45,8 +46,13 @@ pub const ONCE_FAILED: &[(u64, &str)] = &[
 
 /// Runs it once, on this thread, which nothing ran on before.
 pub fn run(request: &Request) -> Report {
+    run_and_keep(request).0
+}
+
+/// The same, with what clients saw of it.
+pub fn run_and_keep(request: &Request) -> (Report, History) {
     let options = Arc::new(Options::draw(request, FAULTS));
-    let stage = Stage::new(request.detail, options.sizes.journal.round_bytes_max as u64);
+    let stage = Stage::new(request.detail, &options);
     let mut config = madsim::Config::default();
     config.net.send_latency = *options.latency.start()..*options.latency.end();
     let runtime = Runtime::with_seed_and_config(request.seed, config);
@@ -62,7 +68,7 @@ pub fn run(request: &Request) -> Report {
     for (mark, count) in balsa::probe::take_reached() {
         kept.coverage.add(&format!("branch.{mark}"), count);
     }
-    Report {
+    let report = Report {
         seed: request.seed,
         world: Which::Whole,
         options: options.to_string(),
@@ -70,7 +76,9 @@ pub fn run(request: &Request) -> Report {
         simulated_ms: ran.unwrap_or_default(),
         faults: kept.faults,
         operations: kept.operations,
+        bytes: 0,
         coverage: kept.coverage.clone(),
         violation: kept.violation(),
-    }
+    };
+    (report, std::mem::take(&mut kept.history))
 }

@@ -62,8 +62,8 @@ impl Options {
             sizes: sizes(&mut rng),
             record_bytes_max: pick(&mut rng, &[40, 200, 1_000, 4_000]),
             faults: FaultSet(faults),
-            fault_gap_ms: rng.gen_range(900..=2_200),
-            think_ms: rng.gen_range(400..=1_000),
+            fault_gap_ms: rng.gen_range(900..=1_700),
+            think_ms: rng.gen_range(500..=1_200),
             over_budget: request.over_budget,
         }
     }

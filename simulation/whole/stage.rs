@@ -2,11 +2,14 @@
 //!
 //! One lock, taken for a moment and never across an await. Whoever holds it calls nothing that could take it again.
 
+use super::options::Options;
 use crate::coverage::Coverage;
 use crate::history::History;
+use crate::rules::log_time::{LogTimes, LOG_TIME};
 use crate::rules::{Down, Rules};
 use crate::run::Violation;
 use crate::trace::{Detail, Trace};
+use balsa::clock::Clock;
 use balsa::group::observe::Observed;
 use balsa::ids::GroupId;
 use raft::eraftpb::Message;
@@ -22,6 +25,9 @@ pub struct Kept {
     pub coverage: Coverage,
     pub history: History,
     pub rules: Rules,
+    log_times: LogTimes,
+    /// By how much the true time is ahead of the runtime's: hours passed, and nobody was running.
+    slept_ms: u64,
     /// The first rule that was broken, and the nodes concerned.
     pub broken: Option<(&'static str, String, Vec<u32>)>,
     /// Faults that struck.
@@ -31,12 +37,15 @@ pub struct Kept {
 }
 
 impl Stage {
-    pub fn new(detail: Detail, round_bytes_max: u64) -> Stage {
+    pub fn new(detail: Detail, options: &Options) -> Stage {
+        let round_bytes_max = options.sizes.journal.round_bytes_max as u64;
         let kept = Kept {
             trace: Trace::new(detail),
             coverage: Coverage::default(),
             history: History::default(),
             rules: Rules::new(round_bytes_max),
+            log_times: LogTimes::new(options.nodes, options.tick_ms),
+            slept_ms: 0,
             broken: None,
             faults: 0,
             operations: 0,
@@ -70,16 +79,40 @@ impl Stage {
         kept.trace_step(now_us, node, group, observed);
         if kept.broken.is_none() {
             kept.rules.observe(now_us, node, group, observed);
-            if let Some(broken) = kept.rules.violation().cloned() {
-                kept.trace.event(now_us, node, "broken", &[], || format!("{}: {}", broken.rule, broken.what));
-                kept.broken = Some((broken.rule, broken.what, broken.nodes));
+            let mut broken = kept.rules.violation().cloned().map(|broken| (broken.rule, broken.what, broken.nodes));
+            let true_ms = kept.true_ms();
+            if let Err(what) = kept.log_times.observe(now_us, true_ms, node, group, observed) {
+                broken.get_or_insert((LOG_TIME, what, vec![node]));
             }
+            if let Some((rule, what, _)) = &broken {
+                kept.trace.event(now_us, node, "broken", &[], || format!("{rule}: {what}"));
+            }
+            kept.broken = broken;
         }
+    }
+
+    /// A node's clock is off by so much from now on.
+    pub fn clock(&self, node: u32, skew_ms: i64) {
+        self.lock().log_times.clock(now_us(), node, skew_ms);
+    }
+
+    /// Time passes, and nobody was running meanwhile.
+    pub fn slept(&self, ms: u64) -> u64 {
+        let mut kept = self.lock();
+        kept.slept_ms += ms;
+        kept.slept_ms
+    }
+
+    /// The true time, which no node's clock has any say in.
+    pub fn true_ms(&self) -> u64 {
+        self.lock().true_ms()
     }
 
     /// A node's process ended.
     pub fn node_down(&self, node: u32, how: Down) {
-        self.lock().rules.node_down(node, how);
+        let mut kept = self.lock();
+        kept.rules.node_down(node, how);
+        kept.log_times.node_down(node);
     }
 
     pub fn is_broken(&self) -> bool {
@@ -88,6 +121,10 @@ impl Stage {
 }
 
 impl Kept {
+    fn true_ms(&self) -> u64 {
+        Clock::default().now().0 + self.slept_ms
+    }
+
     fn trace_step(&mut self, now_us: u64, node: u32, group: GroupId, observed: &Observed<'_>) {
         let message = |kind: &str, message: &Message| {
             format!(

@@ -12,6 +12,7 @@ use super::machine::{End, Happened, Machine, Process, Watch};
 use super::network::{between, set_weather, Cut, Network};
 use super::options::Options;
 use super::stage::{now_us, Stage};
+use super::trials::Trial;
 use crate::faults::{FaultClass, Trigger};
 use balsa::client::Client;
 use balsa::disk::sim::{Fault, FaultEffect, OperationKind, SimDisk};
@@ -101,6 +102,8 @@ pub struct Strikes {
     agenda: BTreeMap<(u64, u64), Action>,
     agenda_next: u64,
     skews_ms: BTreeMap<u32, i64>,
+    /// By how much all clocks are ahead of the runtime's.
+    slept_ms: u64,
     /// Nodes that lost synced bytes.
     damaged: BTreeSet<u32>,
     /// Nodes whose disk was told to fail, fill up or hang in this life: they may end.
@@ -109,6 +112,10 @@ pub struct Strikes {
     full: BTreeSet<u32>,
     /// Nodes whose disk answers no more in this life.
     hung: BTreeSet<u32>,
+    /// Lives of nodes that were asked to stop.
+    stopping: BTreeSet<(u32, u32)>,
+    /// Nothing is damaged for now: what is tried in a calm needs all nodes.
+    sparing: bool,
     /// What a node's disk was like some time ago.
     old_disks: BTreeMap<u32, SimDisk>,
     healing: bool,
@@ -145,10 +152,13 @@ impl Strikes {
             agenda: BTreeMap::new(),
             agenda_next: 0,
             skews_ms: BTreeMap::new(),
+            slept_ms: 0,
             damaged: BTreeSet::new(),
             may_end: BTreeSet::new(),
             full: BTreeSet::new(),
             hung: BTreeSet::new(),
+            stopping: BTreeSet::new(),
+            sparing: false,
             old_disks: BTreeMap::new(),
             healing: false,
         };
@@ -197,8 +207,8 @@ impl Strikes {
     fn act(&mut self, action: Action) {
         match action {
             Action::Strike => {
-                self.strike();
-                let gap = self.options.fault_gap_ms;
+                // What could not strike now, or waits for its event, makes room for the next one.
+                let gap = if self.strike() { self.options.fault_gap_ms } else { self.options.fault_gap_ms / 4 };
                 let pause = self.rng.gen_range(gap / 4..gap * 7 / 4);
                 if !self.healing {
                     self.later(pause, Action::Strike);
@@ -236,8 +246,7 @@ impl Strikes {
                 }
             }
             Action::ClockRight(node) => {
-                self.skews_ms.remove(&node);
-                self.machine(node).clock.set_skew_ms(0);
+                self.set_clock(node, 0);
                 self.event(node, "clock", || "right again".to_owned());
             }
             Action::UsualDisk { node, life } => {
@@ -267,11 +276,34 @@ impl Strikes {
     }
 
     fn skew(&mut self, node: u32, by_ms: i64) {
-        let skew = self.skews_ms.entry(node).or_default();
-        *skew += by_ms;
-        let skew = *skew;
+        let skew = self.skews_ms.get(&node).copied().unwrap_or_default() + by_ms;
         self.event(node, "clock", || format!("off by {skew} ms"));
-        self.machine(node).clock.set_skew_ms(skew);
+        self.set_clock(node, skew);
+    }
+
+    fn set_clock(&mut self, node: u32, skew_ms: i64) {
+        self.skews_ms.insert(node, skew_ms);
+        self.machine(node).clock.set_skew_ms(self.slept_ms as i64 + skew_ms);
+        self.stage.clock(node, skew_ms);
+    }
+
+    /// All machines were suspended for hours: no clock is wrong, and all of them jump.
+    fn hours_pass(&mut self) -> String {
+        let hour_ms = 60 * 60 * 1_000;
+        let ms =
+            self.rng.gen_range(hour_ms / 2..3 * hour_ms) + if self.rng.gen_bool(0.2) { 8 * 24 * hour_ms } else { 0 };
+        self.slept_ms = self.stage.slept(ms);
+        for node in 1..=self.options.nodes {
+            let skew_ms = self.skews_ms.get(&node).copied().unwrap_or_default();
+            self.machine(node).clock.set_skew_ms(self.slept_ms as i64 + skew_ms);
+        }
+        // A leader's log time follows its ticks: the next leader's is the first to know how late it is.
+        if let Some(log) = self.logs.choose(&mut self.rng).filter(|_| self.options.has(FaultClass::Kill)) {
+            if let Some(leader) = self.aims.leader_of(log.group) {
+                self.machine(leader).end(End::Kill);
+            }
+        }
+        format!("all by {ms} ms")
     }
 
     fn happened(&mut self, happened: Happened) {
@@ -311,6 +343,7 @@ impl Strikes {
         let why =
             result.as_ref().err().map_or_else(|| "without an error".to_owned(), |error| balsa::telemetry::chain(error));
         match result {
+            Ok(()) if self.stopping.remove(&(node, machine.life())) => self.stage.hit("stop.ended"),
             Err(NodeError::Founding(FoundingError::Wiped { .. })) if wiped => {
                 self.stage.hit("refused.wiped");
                 machine.gives_up(why);
@@ -326,22 +359,23 @@ impl Strikes {
         }
     }
 
-    /// A fault strikes, of a class drawn from those that are on.
-    fn strike(&mut self) {
+    /// A fault strikes, of a class drawn from those that are on. False if nothing happened, or not yet.
+    fn strike(&mut self) -> bool {
         let classes: Vec<FaultClass> = self.options.faults.0.iter().copied().collect();
         if self.rng.gen_bool(0.25) && self.aim() {
-            return;
+            return false;
         }
         if self.rng.gen_bool(0.05) {
             let node = self.any_node();
             self.old_disks.insert(node, self.machine(node).disk().fork());
         }
-        let Some(class) = classes.choose(&mut self.rng).copied() else { return };
-        let Some((node, text)) = self.strike_with(class) else { return };
+        let Some(class) = classes.choose(&mut self.rng).copied() else { return false };
+        let Some((node, text)) = self.strike_with(class) else { return false };
         let mut kept = self.stage.lock();
         kept.faults += 1;
         kept.coverage.hit(&format!("fault.{class}"));
         kept.trace.event(now_us(), node, "fault", &[class as u64], || format!("{class}: {text}"));
+        true
     }
 
     /// Arms a fault for an event. False if no class that could follow from one is on.
@@ -402,6 +436,9 @@ impl Strikes {
 
     /// A node that may lose synced bytes.
     fn may_be_damaged(&mut self) -> Option<u32> {
+        if self.sparing {
+            return None;
+        }
         let spare = if self.options.over_budget { self.options.nodes as usize } else { self.options.minority() };
         let candidates: Vec<u32> = match self.damaged.len() < spare {
             true => (1..=self.options.nodes).collect(),
@@ -485,6 +522,15 @@ impl Strikes {
                 self.cut_for(cut, 500..6_000);
                 (node, String::new())
             }
+            FaultClass::Kill if self.rng.gen_bool(0.2) => {
+                let node = self.running()?;
+                if !self.machine(node).stop() {
+                    return None;
+                }
+                self.stopping.insert((node, self.machine(node).life()));
+                self.stage.hit("stop.asked");
+                (node, "in order".to_owned())
+            }
             FaultClass::Kill | FaultClass::PowerLoss => {
                 let node = self.running()?;
                 let end = if class == FaultClass::Kill { End::Kill } else { End::PowerLoss };
@@ -511,7 +557,9 @@ impl Strikes {
                 (node, format!("for {ms} ms"))
             }
             FaultClass::Wipe => {
-                let node = self.may_be_damaged()?;
+                // With all wiped there would be nobody left to know that there ever was a cluster.
+                let wiped = self.machines.iter().filter(|machine| machine.is_wiped()).count();
+                let node = self.may_be_damaged().filter(|_| wiped + 1 < self.machines.len())?;
                 let machine = self.machine(node);
                 machine.end(End::Kill);
                 machine.wipe();
@@ -523,9 +571,10 @@ impl Strikes {
                 let text = self.transfer()?;
                 (0, text)
             }
+            FaultClass::ClockStep if self.rng.gen_bool(0.2) => (0, self.hours_pass()),
             FaultClass::ClockStep => {
                 let node = self.any_node();
-                let far = *[400, 4_000, 20_000, 3_600_000].choose(&mut self.rng)?;
+                let far = *[400, 4_000, 60_000, 3_600_000].choose(&mut self.rng)?;
                 let step_ms = self.rng.gen_range(-far..=far);
                 self.skew(node, step_ms);
                 self.clock_right_later(node);
@@ -553,7 +602,9 @@ impl Strikes {
             FaultClass::DiskFull => {
                 let node = self.running()?;
                 let nodes = if self.rng.gen_bool(0.4) { self.others(0) } else { vec![node] };
-                let share = self.rng.gen_range(0.3..1.1);
+                // Hardly anything at times: not even a new group finds room then.
+                let share =
+                    if self.rng.gen_bool(0.25) { self.rng.gen_range(0.0..0.1) } else { self.rng.gen_range(0.3..1.1) };
                 for node in &nodes {
                     let disk = self.machine(*node).disk();
                     let free = (self.options.reserve_bytes() as f64 * share) as u64;
@@ -601,7 +652,9 @@ impl Strikes {
     }
 
     fn clock_right_later(&mut self, node: u32) {
-        let ms = self.rng.gen_range(1_000..12_000);
+        // Long, at times, so that all the others get to know it and nobody may follow it any more.
+        let longest = if self.rng.gen_bool(0.4) { 30_000 } else { 12_000 };
+        let ms = self.rng.gen_range(1_000..longest);
         self.later(ms, Action::ClockRight(node));
     }
 
@@ -706,14 +759,27 @@ impl Strikes {
         !self.options.over_budget
     }
 
-    /// Heals all but one cut that leaves a majority mutually connected, which it must not keep from going on.
-    pub fn calm(&mut self) {
+    /// No damage is done until the calm.
+    pub fn spare(&mut self) {
+        self.sparing = true;
+    }
+
+    /// Heals all but one thing, which it answers, with the node concerned. With a damaged node nothing is wrong: the others may be the bare majority.
+    pub fn calm(&mut self) -> Option<(Trial, u32)> {
         self.heal();
-        let refusing =
-            |strikes: &Strikes| strikes.machines.iter().filter(|one| strikes.damaged.contains(&one.id)).count();
-        if refusing(self) > 0 {
-            return; // the others may be the bare majority
+        self.sparing = false;
+        if !self.damaged.is_empty() {
+            return None;
         }
+        let trial = *[Trial::Cut, Trial::Cut, Trial::Full, Trial::Alone].choose(&mut self.rng)?;
+        if trial == Trial::Cut {
+            self.cut_in_calm();
+        }
+        Some((trial, self.any_node()))
+    }
+
+    /// Cuts what must not keep a majority from going on.
+    fn cut_in_calm(&mut self) {
         let leader = self.any_leader().filter(|_| self.rng.gen_bool(0.4));
         let text = match leader {
             Some(leader) => {
@@ -742,6 +808,34 @@ impl Strikes {
         self.event(0, "calm", || text);
     }
 
+    /// All disks have less room than their reserve, or as much as they want again.
+    pub fn fill(&mut self, full: bool) {
+        let share = self.rng.gen_range(0.4..0.9);
+        for machine in self.machines.clone() {
+            let disk = machine.disk();
+            let free = (self.options.reserve_bytes() as f64 * share) as u64;
+            disk.set_capacity(full.then(|| disk.bytes_used() + free));
+            if full {
+                self.may_end.insert(machine.id);
+            }
+        }
+        self.stage.hit("calm.full");
+        self.event(0, "calm", || format!("disks are full: {full}, {share:.2} of the reserve is left"));
+    }
+
+    /// Cuts a node off from all others, not from clients.
+    pub fn isolate(&mut self, node: u32) {
+        let cut = between(&self.sims(&[node]), &self.sims(&self.others(node)));
+        self.network.cut(&cut);
+        self.stage.hit("calm.alone");
+        self.event(node, "calm", || "is cut off from all others".to_owned());
+    }
+
+    /// Mends all links.
+    pub fn mend(&mut self) {
+        self.network.mend_all();
+    }
+
     /// Things go wrong again.
     pub fn go_on(&mut self) {
         self.network.mend_all();
@@ -759,7 +853,7 @@ impl Strikes {
         set_weather(0.0, &self.options.latency);
         for machine in self.machines.clone() {
             let node = machine.id;
-            machine.clock.set_skew_ms(0);
+            self.set_clock(node, 0);
             machine.resume();
             let disk = machine.disk();
             disk.clear_faults();

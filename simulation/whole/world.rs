@@ -10,9 +10,10 @@ use super::machine::{End, Happened, Machine, Process, Watch};
 use super::options::Options;
 use super::stage::{now_us, Stage};
 use super::strikes::{Machines, Stricken, Strikes};
+use super::trials::{self, Trial};
 use crate::history::PartitionKey;
 use balsa::client::{Client, ClientOptions, NewTopic};
-use madsim::runtime::Handle;
+use madsim::runtime::{Handle, NodeHandle};
 use madsim::task::JoinHandle;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -58,14 +59,15 @@ pub async fn run(options: Arc<Options>, stage: Stage, seed: u64) -> u64 {
         aims,
         rng: StdRng::seed_from_u64(rng.gen()),
     });
-    let end_us = now_us() + RUN_US;
-    if rng.gen_bool(0.5) && strikes.may_calm() {
+    let mut end_us = now_us() + RUN_US;
+    if rng.gen_bool(0.6) && strikes.may_calm() {
         let calm_us = now_us() + rng.gen_range(RUN_US / 5..RUN_US * 3 / 5);
+        if rng.gen_bool(0.5) {
+            strikes.spare();
+        }
         strikes.until(calm_us, &mut told).await;
-        strikes.calm();
-        let resuming = desk.spawn(ending::resumes(shared.clone(), desk_client.clone()));
-        let resumed = wait(&mut strikes, &mut told, resuming).await;
-        judge(&stage, "while a majority was connected", resumed);
+        calm(&mut strikes, &mut told, &shared, &desk, &desk_client).await;
+        end_us += now_us() - calm_us;
         strikes.go_on();
     }
     strikes.until(end_us, &mut told).await;
@@ -98,6 +100,44 @@ pub async fn run(options: Arc<Options>, stage: Stage, seed: u64) -> u64 {
     took_ms
 }
 
+/// All is healed but for one thing, and what was promised for that is judged; then for nothing.
+async fn calm(
+    strikes: &mut Strikes,
+    told: &mut mpsc::UnboundedReceiver<Happened>,
+    shared: &Arc<Shared>,
+    desk: &NodeHandle,
+    desk_client: &Client,
+) {
+    let resumes = || desk.spawn(ending::resumes(shared.clone(), desk_client.clone()));
+    let stage = &shared.stage;
+    let trial = strikes.calm();
+    let resumed = wait(strikes, told, resumes()).await;
+    judge(stage, "while a majority was connected", resumed);
+    let (rule, trying, node) = match trial {
+        Some((Trial::Full, node)) if !stage.is_broken() => {
+            wait(strikes, told, desk.spawn(trials::prepare(desk_client.clone()))).await;
+            strikes.fill(true);
+            (trials::REFUSED_FULL, desk.spawn(trials::full(shared.clone(), desk_client.clone(), node)), node)
+        }
+        Some((Trial::Alone, node)) if !stage.is_broken() => {
+            strikes.isolate(node);
+            (trials::REFUSED_ALONE, desk.spawn(trials::alone(shared.clone(), node)), node)
+        }
+        _ => return,
+    };
+    match wait(strikes, told, trying).await {
+        Some(Err(what)) => stage.broke(rule, what, &[node]),
+        None if !stage.is_broken() => stage.broke(rule, "no end in sight".to_owned(), &[node]),
+        _ => {}
+    }
+    strikes.mend();
+    if rule == trials::REFUSED_FULL {
+        strikes.fill(false);
+    }
+    let resumed = wait(strikes, told, resumes()).await;
+    judge(stage, "after what was wrong had passed", resumed);
+}
+
 /// Lets things happen until a task has ended.
 async fn wait<T: Send + 'static>(
     strikes: &mut Strikes,
@@ -124,7 +164,7 @@ fn judge(stage: &Stage, when: &str, came: Option<Result<(), String>>) {
 }
 
 /// Ends what still runs, so that nothing of the run outlives it.
-fn end_all(machines: &Machines, clients: &Clients, desk: &madsim::runtime::NodeHandle) {
+fn end_all(machines: &Machines, clients: &Clients, desk: &NodeHandle) {
     for machine in machines {
         machine.end(End::Kill);
     }

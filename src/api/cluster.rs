@@ -192,7 +192,6 @@ impl Watcher {
                 after => match catalog.events_after(after) {
                     Ok(events) => self.send_changes(&catalog, events).await,
                     Err(compacted) => {
-                        reached!("watcher too far behind");
                         let error = ApiError::Compacted { wanted: after.0, oldest: compacted.oldest.0 };
                         let _ = self.events.send(Err(self.doors.status(&error, None))).await;
                         false

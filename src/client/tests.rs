@@ -356,6 +356,50 @@ async fn without_a_session_a_lost_answer_is_reported_and_not_repeated() {
     assert_eq!(fake.values(), ["a", "b"]);
 }
 
+/// Deliveries name no records: they come in the order in which the records were given, so that one out of its turn is told of others.
+#[tokio::test]
+async fn a_producer_that_fails_tells_first_what_was_under_way_and_then_what_waited() {
+    let unknown = detail(wire::Reason::SessionUnknown, wire::Outcome::MayHaveHappened);
+    let ends = [(SessionChoice::Off, Fault::LoseAnswer), (SessionChoice::Anonymous, Fault::Refuse(unknown))];
+    for (session, end) in ends {
+        for before in 0..8 {
+            let fake = Fake::default();
+            let mut faults = vec![Fault::None; before];
+            // In a session a lost answer alone would be made good by a second try.
+            faults.extend([Fault::LoseAnswer, end.clone()]);
+            fake.with(|partition| partition.faults = faults.into());
+            let options = ProducerOptions { session: session.clone(), ..small_batches() };
+            let (producer, mut deliveries) = Producer::open(&client(&fake.serve().await), "t", options).await.unwrap();
+            let sent: Vec<String> = (0..60).map(|number| format!("record {number}")).collect();
+            let mut given = 0;
+            while given < sent.len() && send(&producer, &sent[given]).await.is_ok() {
+                given += 1;
+            }
+            assert!(producer.flush().await.is_err());
+            drop(producer);
+            let mut told = Vec::new();
+            while let Some(delivery) = deliveries.next().await {
+                let outcome = delivery.result.map(|_| ()).map_err(|error| error.outcome());
+                told.extend(vec![outcome; delivery.count as usize]);
+            }
+            assert_eq!(told.len(), given, "{session:?}, after {before} batches");
+            let rank = |outcome: &Result<(), Outcome>| match outcome {
+                Ok(()) => 0,
+                Err(Outcome::MayHaveHappened) => 1,
+                Err(Outcome::DidNotHappen) => 2,
+            };
+            assert!(told.is_sorted_by_key(rank), "{session:?}, after {before} batches: {told:?}");
+            assert!(told.contains(&Err(Outcome::MayHaveHappened)), "{session:?}, after {before} batches: {told:?}");
+            let there = fake.values();
+            for (value, outcome) in sent.iter().zip(&told) {
+                let is_there = there.contains(value);
+                let lie = (outcome.is_ok() && !is_there) || (*outcome == Err(Outcome::DidNotHappen) && is_there);
+                assert!(!lie, "{session:?}, after {before} batches: {value} was told {outcome:?}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_did_not_happen_is_tried_again_even_without_a_session() {
     let fake = Fake::default();

@@ -10,7 +10,6 @@ use super::outbox::{Allowance, Queued};
 use super::{wire, PeerAddress, PeerStatus};
 use crate::ids::NodeId;
 use crate::limits;
-use crate::reached;
 use crate::watch;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -124,7 +123,6 @@ impl Peer {
         let queued = Queued::new(messages);
         let (count, bytes) = (queued.messages.len(), queued.bytes);
         if !self.allowance.try_hold(bytes) {
-            reached!("outbox full, newest messages dropped");
             self.allowance.count_dropped(count, bytes);
         } else if self.mailbox.send(queued).is_err() {
             self.allowance.release(bytes);

@@ -111,7 +111,6 @@ impl Peer {
         let (allowance, bytes) = (self.calls_allowance.clone(), command.len() + COMMAND_OVERHEAD_BYTES);
         if !allowance.try_hold(bytes) {
             let (held, limit) = (allowance.held_bytes(), allowance.bytes_max());
-            reached!("command not forwarded, too much is unanswered");
             return Err(NotSent::Overloaded { node, held, limit });
         }
         let (answer, answered) = oneshot::channel();

@@ -2,10 +2,10 @@
 
 use super::super::stage::now_us;
 use super::{doors, servers, Client};
-use crate::history::Watch;
+use crate::history::{LeaderTold, Watch};
 use balsa::client::{self, CatalogChange, ClientOptions, NewTopic};
 use balsa::ids::Revision;
-use madsim::time::timeout;
+use madsim::time::{sleep, timeout};
 use rand::Rng;
 use std::time::Duration;
 
@@ -32,19 +32,20 @@ pub async fn topics(mut client: Client) {
         client.think().await;
         match client.rng.gen_range(0..10) {
             0..3 => {
-                // At times under the name of one that was deleted.
-                let name = format!("passing-{}-{}", client.id, client.rng.gen_range(0..4));
-                client.began("operation.create-topic", &[]);
-                let new = NewTopic { partitions: Some(client.rng.gen_range(1..=2)), ..NewTopic::default() };
-                let created = shipped.create_topic(&name, &new).await;
-                client.told(&[u64::from(created.is_ok())], || format!("{name}: {:?}", created.map(|topic| topic.id)));
-                made.push(name);
+                // Several at once at times: whoever watches has all of them to catch up with.
+                for _ in 0..client.rng.gen_range(1..=2) {
+                    create(&mut client, &shipped, &mut made).await;
+                }
+                // Gone before all nodes have made room for it.
+                if client.rng.gen_bool(0.3) {
+                    delete(&mut client, &shipped, &mut made).await;
+                }
             }
             3..5 if !made.is_empty() => {
-                let name = made.swap_remove(client.rng.gen_range(0..made.len()));
-                client.began("operation.delete-topic", &[]);
-                let deleted = shipped.delete_topic(&name).await;
-                client.told(&[u64::from(deleted.is_ok())], || format!("{name}: {deleted:?}"));
+                let most = if client.rng.gen_bool(0.3) { made.len() } else { 1 };
+                for _ in 0..most {
+                    delete(&mut client, &shipped, &mut made).await;
+                }
             }
             5 if !made.is_empty() => {
                 // A record for a topic that may be gone by now: no other client reads it.
@@ -67,16 +68,37 @@ pub async fn topics(mut client: Client) {
     }
 }
 
+async fn create(client: &mut Client, shipped: &client::Client, made: &mut Vec<String>) {
+    // At times under the name of one that was deleted.
+    let name = format!("passing-{}-{}", client.id, client.rng.gen_range(0..4));
+    client.began("operation.create-topic", &[]);
+    let new = NewTopic { partitions: Some(client.rng.gen_range(1..=2)), ..NewTopic::default() };
+    let created = shipped.create_topic(&name, &new).await;
+    client.told(&[u64::from(created.is_ok())], || format!("{name}: {:?}", created.map(|topic| topic.id)));
+    made.push(name);
+}
+
+/// The topic that was made last.
+async fn delete(client: &mut Client, shipped: &client::Client, made: &mut Vec<String>) {
+    let Some(name) = made.pop() else { return };
+    client.began("operation.delete-topic", &[]);
+    let deleted = shipped.delete_topic(&name).await;
+    client.told(&[u64::from(deleted.is_ok())], || format!("{name}: {deleted:?}"));
+}
+
 /// Watches leaders and deletions, and resumes after the last revision with another watch, through other nodes.
+///
+/// Some watch without a pause. Others are slow, or go away for a while and have several changes to catch up with when they are back.
 pub async fn watch(mut client: Client) {
     let shipped = shipped(&mut client);
+    let (rests, slow) = (client.rng.gen_bool(0.6), client.rng.gen_bool(0.2));
     let mut watched = Watch { client: client.id, subject: SUBJECT, after: 0, changes: Vec::new() };
     let mut after = Revision::ZERO;
     while !client.stopped() {
         client.began("operation.watch", &[after.0]);
         let mut watch = shipped.watch_catalog(after);
         let begun = now_us();
-        let enough_us = client.rng.gen_range(2_000_000..15_000_000);
+        let enough_us = client.rng.gen_range(1_000_000..if rests { 5_000_000 } else { 15_000_000 });
         while !client.stopped() && now_us() - begun < enough_us {
             let next = timeout(Duration::from_millis(500), watch.next()).await;
             let (revision, change) = match next {
@@ -99,9 +121,25 @@ pub async fn watch(mut client: Client) {
                 continue;
             }
             after = after.max(revision);
+            if let CatalogChange::LeaderChanged { group, leader: Some(leader), .. } = &change {
+                client.shared.stage.lock().history.leaders.push(LeaderTold {
+                    client: client.id,
+                    revision: revision.0,
+                    group: group.0,
+                    term: leader.term.0,
+                    node: leader.node.0,
+                });
+            }
             if let Some(number) = number_of(&change) {
                 watched.changes.push((revision.0, number));
             }
+            if slow {
+                sleep(Duration::from_millis(client.rng.gen_range(0..600))).await;
+            }
+        }
+        if rests && !client.stopped() {
+            drop(watch);
+            sleep(Duration::from_millis(client.rng.gen_range(200..6_000))).await;
         }
     }
     keep(&client, watched);

@@ -43,18 +43,20 @@ pub async fn read(log: &Log, node: u32, from: From, stale: bool, patience: Durat
         stale,
         ..wire::ReadRequest::default()
     };
-    let mut records = Vec::new();
+    let (mut records, mut stamps) = (Vec::new(), Vec::new());
     let reading = async {
         let mut stream = self::log(node).read(request).await?.into_inner();
         while let Some(answer) = stream.message().await? {
             for batch in answer.batches {
+                let known = records.len();
                 records.extend(payloads(&batch.batch).into_iter().filter(|(offset, _)| *offset >= asked));
+                stamps.extend(records.get(known).map(|(offset, _): &(u64, u64)| (*offset, batch.timestamp_ms)));
             }
         }
         Ok(())
     };
     let ended = timeout(patience, reading).await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no patience left")));
-    Got { records, ended }
+    Got { records, stamps, ended }
 }
 
 /// Whether what was asked for definitely did not happen.

@@ -127,12 +127,10 @@ enum Kind {
 
 /// Kinds that may take part, and how many of each.
 const KINDS: &[Kind] = &[
-    Kind::Unary,
     Kind::Sessions,
     Kind::Sessions,
     Kind::Streams,
     Kind::Producing,
-    Kind::Reads,
     Kind::Reads,
     Kind::Follows,
     Kind::Topics,
@@ -144,9 +142,9 @@ impl Clients {
     pub fn start(shared: &Arc<Shared>, seed: u64) -> Clients {
         let mut clients = Clients { machines: Vec::new(), tasks: Vec::new() };
         let mut rng = StdRng::seed_from_u64(seed);
-        // Somebody always appends, and somebody reads; of the others some stay away.
+        // Some always append, and some read; of the others some stay away.
         let others = KINDS.iter().copied().filter(|_| rng.gen_bool(0.75)).collect::<Vec<_>>();
-        for (id, kind) in (1..).zip([Kind::Unary, Kind::Reads].into_iter().chain(others)) {
+        for (id, kind) in (1..).zip([Kind::Unary, Kind::Unary, Kind::Reads, Kind::Reads].into_iter().chain(others)) {
             let machine =
                 Handle::current().create_node().name(format!("c{id}")).ip([10, 0, 1, id as u8].into()).build();
             let client = Client { id, rng: StdRng::seed_from_u64(rng.gen()), shared: shared.clone() };

@@ -2,7 +2,7 @@
 
 use super::super::stage::now_us;
 use super::{doors, servers, Client, Log};
-use crate::history::{Read, Tail};
+use crate::history::{ByTime, Read, Stamp, Tail};
 use balsa::client::{self, wire, ClientOptions, ReadFrom, Subscription, SubscriptionOptions};
 use balsa::ids::Offset;
 use madsim::time::timeout;
@@ -27,11 +27,12 @@ pub async fn unary(mut client: Client) {
                     tails.insert(log.group, tail);
                 }
             }
-            40..90 => {
+            40..86 => {
                 let stale = client.rng.gen_bool(0.3);
                 let known = tails.get(&log.group).copied().filter(|_| client.rng.gen_bool(0.8));
                 let from = match known {
                     Some(tail) => From::Offset(client.rng.gen_range(tail.saturating_sub(LAST)..=tail)),
+                    None if client.rng.gen_bool(0.3) => From::TimeMs(some_time(&mut client)),
                     None => From::Earliest(true),
                 };
                 let read = read(&client, &log, node, from, stale, patience).await;
@@ -39,7 +40,7 @@ pub async fn unary(mut client: Client) {
                     tails.insert(log.group, last + 1);
                 }
             }
-            90..94 => offset_for_time(&mut client, &log, node, patience).await,
+            86..94 => offset_for_time(&mut client, &log, node, patience).await,
             _ => trim(&mut client, &log, node, patience).await,
         }
     }
@@ -56,15 +57,21 @@ async fn tail(client: &Client, log: &Log, node: u32, patience: Duration) -> Opti
     Some(tail)
 }
 
+/// A time that the log may have been written at, and at times one that it was not.
+fn some_time(client: &mut Client) -> u64 {
+    // The true present, or a while before it: no clock of a node has any say in what is asked.
+    client.shared.stage.true_ms() - client.rng.gen_range(0..60_000)
+}
+
 async fn offset_for_time(client: &mut Client, log: &Log, node: u32, patience: Duration) {
-    // The simulation's present, or a while before it: no clock of a node has any say in what is asked.
-    let now = balsa::clock::Clock::default().now().0;
-    let time_ms = now - client.rng.gen_range(0..60_000);
+    let time_ms = some_time(client);
     let request = wire::OffsetForTimeRequest { topic: log.topic.clone(), partition: log.partition, time_ms };
-    client.began("operation.offset-for-time", &[log.group, u64::from(node)]);
+    let invoked_us = client.began("operation.offset-for-time", &[log.group, u64::from(node)]);
     if let Ok(Ok(answer)) = timeout(patience, doors::log(node).offset_for_time(request)).await {
         let offset = answer.into_inner().offset;
         client.told(&[offset], || format!("{} offset {offset} by time", log.key));
+        let asked = ByTime { client: client.id, partition: log.key, invoked_us, time_ms, offset };
+        client.shared.stage.lock().history.by_time.push(asked);
     }
 }
 
@@ -83,6 +90,8 @@ async fn trim(client: &mut Client, log: &Log, node: u32, patience: Duration) {
 /// What a read gave.
 pub struct Got {
     pub records: Vec<(u64, u64)>,
+    /// The log's time of some of them, by offset: of the first of each batch.
+    pub stamps: Vec<(u64, u64)>,
     pub ended: Result<(), Status>,
 }
 
@@ -100,9 +109,20 @@ pub async fn read(client: &Client, log: &Log, node: u32, from: From, stale: bool
         let tail = last + 1;
         kept.history.tail(Tail { client: client.id, partition: log.key, invoked_us, returned_us, tail });
     }
+    let first = got.records.first().map(|(offset, _)| *offset);
+    if let (From::TimeMs(time_ms), Some(offset), false) = (&from, first, stale) {
+        let (client, partition, time_ms) = (client.id, log.key, *time_ms);
+        kept.history.by_time.push(ByTime { client, partition, invoked_us, time_ms, offset });
+    }
+    kept.history.stamps.extend(got.stamps.iter().map(|&(offset, timestamp_ms)| Stamp {
+        partition: log.key,
+        offset,
+        timestamp_ms,
+        returned_us,
+    }));
     let from = match from {
         From::Offset(offset) => Some(offset),
-        _ => got.records.first().map(|(offset, _)| *offset),
+        _ => first,
     };
     if let Some(from) = from {
         let (client, partition, records) = (client.id, log.key, got.records.clone());
