@@ -87,15 +87,14 @@ pub fn run(args: &PlantedArgs) -> u8 {
     let here = |plant: &&Plant| places(args.world, plant).is_some();
     let wanted: Vec<&Plant> = plants::PLANTS.iter().filter(wanted).filter(here).collect();
     if args.list {
-        let hole = |plant: &Plant| if plants::NOT_YET_FOUND.contains(&plant.name) { "  not found yet" } else { "" };
-        wanted.iter().for_each(|plant| print::line(&format!("{}{}", plant.name, hole(plant))));
+        wanted.iter().for_each(|plant| print::line(plant.name));
         return HELD;
     }
     let (mut found, mut passed_over) = (Vec::new(), 0);
     for plant in &wanted {
         let hunted = hunt_down(args, plant);
         passed_over += hunted.passed_over;
-        print::line(&told(plant.name, &hunted));
+        print::line(&told(plant, &hunted));
         if hunted.find.is_some() {
             found.push((hunted.took, plant.name));
         }
@@ -109,7 +108,8 @@ pub fn run(args: &PlantedArgs) -> u8 {
     }
 }
 
-fn told(name: &str, hunted: &Hunted) -> String {
+fn told(plant: &Plant, hunted: &Hunted) -> String {
+    let Plant { name, what, incident, .. } = plant;
     let seconds = hunted.took.as_secs_f64();
     match &hunted.find {
         Some(Find { world, seed, rule }) => {
@@ -118,7 +118,8 @@ fn told(name: &str, hunted: &Hunted) -> String {
         None => {
             let [core, whole] = hunted.held;
             format!(
-                "MISSED  {name:<44} {seconds:>6.1} s  in {core} seeds of the core world, {whole} of the whole world"
+                "MISSED  {name:<44} {seconds:>6.1} s  in {core} seeds of the core world, {whole} of the whole world\n        \
+                 {what}; as in {incident}"
             )
         }
     }

@@ -15,10 +15,6 @@ macro_rules! named {
             pub fn name(self) -> &'static str {
                 match self { $($type::$variant => $name,)* }
             }
-
-            pub fn from_name(name: &str) -> Option<$type> {
-                $type::ALL.iter().copied().find(|one| one.name() == name)
-            }
         }
 
         impl fmt::Display for $type {
@@ -94,6 +90,12 @@ named! {
     }
 }
 
+impl FaultClass {
+    pub fn from_name(name: &str) -> Option<FaultClass> {
+        FaultClass::ALL.iter().copied().find(|one| one.name() == name)
+    }
+}
+
 named! {
     /// An event that a crash, or another fault, is aimed at.
     Trigger {
@@ -121,6 +123,8 @@ named! {
         BaseMoved = "base-moved",
         /// A group was created.
         GroupCreated = "group-created",
+        /// An idle journal has recorded through where it is synced.
+        JournalIdle = "journal-idle",
     }
 }
 

@@ -48,8 +48,11 @@ impl Trace {
     ) {
         self.mix(now_us);
         self.mix(u64::from(node));
-        for byte in kind.bytes() {
-            self.mix(u64::from(byte));
+        let (words, rest) = kind.as_bytes().as_chunks::<8>();
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        for word in words.iter().chain([&last]) {
+            self.mix(u64::from_le_bytes(*word));
         }
         for number in numbers {
             self.mix(*number);

@@ -23,6 +23,8 @@ enum Purpose {
     Producer,
     /// Appends without a session; never retries what may have happened.
     Plain,
+    /// Asks for tails, one right after the other, so that a replica has several reads under way.
+    Reader,
     Catalog,
 }
 
@@ -69,6 +71,8 @@ pub struct Clients {
     /// No new operations begin.
     pub closing: bool,
     log_start: std::collections::BTreeMap<GroupId, u64>,
+    /// Until when nobody begins anything in a group.
+    quiet_until: std::collections::BTreeMap<GroupId, u64>,
 }
 
 impl Clients {
@@ -76,12 +80,14 @@ impl Clients {
         let mut chance = shared.chance.fork(7);
         let mut clients = Vec::new();
         for group in 0..=shared.options.groups {
-            let count = if group == 0 { 2 } else { shared.options.clients_per_group };
+            let appenders = shared.options.clients_per_group;
+            let count = if group == 0 { 2 } else { appenders + shared.options.readers_per_group };
             for number in 0..count {
                 let purpose = match (group, number) {
                     (0, _) => Purpose::Catalog,
                     (_, 0) => Purpose::Plain,
-                    _ => Purpose::Producer,
+                    (_, number) if number < appenders => Purpose::Producer,
+                    _ => Purpose::Reader,
                 };
                 clients.push(Client {
                     group: GroupId(group),
@@ -106,6 +112,7 @@ impl Clients {
             waiting: Default::default(),
             closing: false,
             log_start: Default::default(),
+            quiet_until: Default::default(),
         }
     }
 
@@ -119,6 +126,16 @@ impl Clients {
         let client = &self.clients[client];
         let operation = client.operation.as_ref().filter(|operation| operation.token == token)?;
         Some((client.group, operation.ask.clone()))
+    }
+
+    /// Nobody begins anything in a group for so long: it may fall asleep.
+    pub fn keep_quiet(&mut self, group: GroupId, until: u64) {
+        self.quiet_until.insert(group, until);
+    }
+
+    /// Until when, or since when not any more, nobody begins anything in a group.
+    pub fn quiet_until(&self, group: GroupId) -> u64 {
+        self.quiet_until.get(&group).copied().unwrap_or(0)
     }
 
     /// The client's next operation begins.
@@ -142,7 +159,8 @@ impl Clients {
             return command(catalog_command(client.made, shared.options.nodes, chance));
         }
         let ledger = shared.ledgers.entry(client.group).or_default();
-        match chance.below(20) {
+        let drawn = if client.purpose == Purpose::Reader { 0 } else { chance.below(20) };
+        match drawn {
             0 | 1 => {
                 shared.coverage.hit("operation.tail");
                 return Operation { ask: Ask::Tail, ..command(Bytes::new()) };
@@ -240,6 +258,11 @@ impl Clients {
         match &self.clients[number].operation {
             Some(operation) if operation.token == 0 => self.attempt(number, shared),
             Some(_) => {}
+            None if self.quiet_until(self.clients[number].group) > shared.now => {
+                let wait_us = self.quiet_until(self.clients[number].group) - shared.now;
+                let wait_us = wait_us + self.chance.within(0..shared.options.think_us);
+                shared.after(wait_us, Event::Client { client: number });
+            }
             None => self.begin(number, shared),
         }
     }
@@ -250,7 +273,8 @@ impl Clients {
         if operation.in_session {
             client.sequence += operation.payloads.len() as u32;
         }
-        let think_us = self.chance.within(10_000..shared.options.think_us);
+        let longest = shared.options.think_us / if client.purpose == Purpose::Reader { 4 } else { 1 };
+        let think_us = self.chance.within(10_000..longest);
         shared.after(think_us, Event::Client { client: number });
     }
 

@@ -8,6 +8,7 @@ use super::chance::Chance;
 use balsa::disk::sim::{OperationKind, SimDisk};
 use balsa::disk::{BoxFuture, Disk, DiskFile, Lane, LockGuard, OpenMode};
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,13 @@ use std::task::{Context, Poll};
 
 /// Where a node keeps its journal.
 pub const JOURNAL_DIR: &str = "/journal";
+/// How the names of its files begin.
+const JOURNAL_FILES: &str = "/journal/journal-";
 /// Where it keeps its groups.
 pub const GROUPS_DIR: &str = "/groups";
+
+/// How many of the last rounds are remembered.
+const ROUNDS_KEPT: usize = 3;
 
 /// What stands before a gate.
 pub struct Waiting {
@@ -56,6 +62,8 @@ struct State {
     sync_us: (u64, u64),
     /// All takes so many times as long.
     slowness: u64,
+    /// The last rounds that were written: file, position and length, newest last.
+    rounds: VecDeque<(PathBuf, u64, u64)>,
 }
 
 /// The gates of one life of a node.
@@ -100,6 +108,22 @@ impl Gate {
         std::mem::take(&mut self.state().seen)
     }
 
+    /// The last rounds that were written in this life: file, position and length, newest last.
+    pub fn last_rounds(&self) -> VecDeque<(PathBuf, u64, u64)> {
+        self.state().rounds.clone()
+    }
+
+    fn note_round(&self, path: &Path, position: u64, len: u64) {
+        let is_log = path.as_os_str().as_encoded_bytes().starts_with(JOURNAL_FILES.as_bytes());
+        if is_log && position > 0 {
+            let mut state = self.state();
+            if state.rounds.len() == ROUNDS_KEPT {
+                state.rounds.pop_front();
+            }
+            state.rounds.push_back((path.to_owned(), position, len));
+        }
+    }
+
     /// Lets an operation pass, unless the disk hangs.
     pub fn open(&self, ticket: u64) -> bool {
         let mut state = self.state();
@@ -110,15 +134,15 @@ impl Gate {
         true
     }
 
-    fn pass(&self, kind: OperationKind, path: &Path) -> Pass {
+    fn pass(&self, kind: OperationKind, is_journal: bool) -> Pass {
         let mut state = self.state();
         if state.is_open {
             return Pass { gate: self.clone(), ticket: None };
         }
-        if let Some(seen) = noteworthy(kind, path) {
+        if let Some(seen) = noteworthy(kind, is_journal) {
             state.seen.push(seen);
         }
-        let delay_us = self.delay_us(&state, kind, path);
+        let delay_us = self.delay_us(&state, kind, is_journal);
         if delay_us == 0 && !state.is_hung {
             return Pass { gate: self.clone(), ticket: None };
         }
@@ -129,9 +153,8 @@ impl Gate {
         Pass { gate: self.clone(), ticket: Some(ticket) }
     }
 
-    fn delay_us(&self, state: &State, kind: OperationKind, path: &Path) -> u64 {
+    fn delay_us(&self, state: &State, kind: OperationKind, journal: bool) -> u64 {
         let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
-        let journal = path.starts_with(JOURNAL_DIR);
         let (from, to) = state.sync_us;
         let delay_us = match kind {
             OperationKind::Sync if journal => chance.within(from..to),
@@ -149,8 +172,7 @@ impl Gate {
     }
 }
 
-fn noteworthy(kind: OperationKind, path: &Path) -> Option<Seen> {
-    let journal = path.starts_with(JOURNAL_DIR);
+fn noteworthy(kind: OperationKind, journal: bool) -> Option<Seen> {
     match kind {
         OperationKind::Sync if journal => Some(Seen::RoundWritten),
         OperationKind::Rename if journal => Some(Seen::JournalFiles),
@@ -158,6 +180,11 @@ fn noteworthy(kind: OperationKind, path: &Path) -> Option<Seen> {
         OperationKind::SetLen if !journal => Some(Seen::Seal),
         _ => None,
     }
+}
+
+/// Whether a file is one of the journal's. Looks at bytes: parts of paths are slow to compare, and this is asked for every operation.
+fn is_journal(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().starts_with(JOURNAL_DIR.as_bytes())
 }
 
 /// Waits before a gate.
@@ -195,7 +222,7 @@ impl GatedDisk {
     ) -> BoxFuture<io::Result<T>> {
         let (disk, gate, path) = (self.disk.clone(), self.gate.clone(), path.to_owned());
         Box::pin(async move {
-            gate.pass(kind, &path).await;
+            gate.pass(kind, is_journal(&path)).await;
             work(disk, path).await
         })
     }
@@ -206,7 +233,7 @@ impl Disk for GatedDisk {
         let kind = if mode == OpenMode::CreateNew { OperationKind::Create } else { OperationKind::Read };
         let (disk, gate, path) = (self.disk.clone(), self.gate.clone(), path.to_owned());
         Box::pin(async move {
-            gate.pass(kind, &path).await;
+            gate.pass(kind, is_journal(&path)).await;
             let file = disk.open(&path, mode, lane).await?;
             Ok(Arc::new(GatedFile { file, gate, path: path.into() }) as Arc<dyn DiskFile>)
         })
@@ -261,7 +288,7 @@ impl GatedFile {
     ) -> BoxFuture<io::Result<T>> {
         let this = self.clone();
         Box::pin(async move {
-            this.gate.pass(kind, &this.path).await;
+            this.gate.pass(kind, is_journal(&this.path)).await;
             work(this.file).await
         })
     }
@@ -287,6 +314,8 @@ impl DiskFile for GatedFile {
     fn write_and_sync(&self, position: u64, parts: Vec<Bytes>) -> BoxFuture<io::Result<()>> {
         let this = self.clone();
         Box::pin(async move {
+            let len = parts.iter().map(|part| part.len() as u64).sum();
+            this.gate.note_round(&this.path, position, len);
             this.write_at(position, parts).await?;
             this.sync().await
         })

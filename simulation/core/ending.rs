@@ -1,12 +1,16 @@
 //! The end of a run: everything is healed, all goes on within a bound, all replicas become alike, and what they hold is read through and
 //! held against what was agreed on; once more after all of them were restarted.
 
+use super::hosted::Hosted;
+use super::process::Process;
 use super::shared::End;
 use super::world::World;
+use crate::rules::kept::mark_of;
 use balsa::group::machine::StateMachine;
 use balsa::ids::{GroupId, Offset, ReplicaId};
-use balsa::segments::Located;
+use balsa::segments::{Located, LocatedEntries, SegmentsError};
 use futures::FutureExt;
+use std::future::Future;
 
 /// How long healing may take.
 const HEALING_US: u64 = 120_000_000;
@@ -20,7 +24,8 @@ impl World {
     pub fn finish(&mut self) {
         self.heal();
         if self.shared.options.over_budget {
-            return self.run_for(20_000_000);
+            self.run_for(20_000_000);
+            return self.compare_what_is_there();
         }
         self.run_for(2_000_000);
         self.clients.closing = true;
@@ -154,6 +159,57 @@ impl World {
         }
     }
 
+    /// Over the budget a replica may be gone, behind, or refuse; what it holds must still be what was agreed on.
+    fn compare_what_is_there(&mut self) {
+        for node in 1..=self.shared.options.nodes {
+            let process = self.nodes[node as usize].process.as_ref();
+            let hosted = process.into_iter().flat_map(|process| &process.groups);
+            let differs = hosted.map(|(group, hosted)| (*group, self.compare_log(*group, hosted, process, true)));
+            let differs =
+                differs.collect::<Vec<_>>().into_iter().find_map(|(group, compared)| Some((group, compared.err()?)));
+            if let Some((group, (rule, what))) = differs {
+                return self.shared.broke(rule, &[node], format!("group {group} on node {node}: {what}"));
+            }
+        }
+    }
+
+    /// Each entry that a replica keeps, from its oldest to the last it applied, is the one that was agreed on. `may_refuse`: not to give
+    /// one is no wrong answer.
+    fn compare_log(
+        &self,
+        group: GroupId,
+        hosted: &Hosted,
+        process: Option<&Process>,
+        may_refuse: bool,
+    ) -> Result<(), (&'static str, String)> {
+        let Some(agreed) = self.shared.rules.agreed(group) else { return Ok(()) };
+        let mut at = hosted.segments.first_index();
+        let end = hosted.replica.applied_index().next();
+        while at < end {
+            let entries = match hosted.segments.entries(at, end, READ_BYTES as u64) {
+                LocatedEntries::Cached(entries) => Ok(entries),
+                LocatedEntries::Compacted { .. } => return Ok(()),
+                LocatedEntries::Cold(read) => at_once(process, read.run()),
+            };
+            let entries = match entries {
+                Ok(entries) if !entries.is_empty() => entries,
+                _ if may_refuse => return Ok(()),
+                Ok(_) => return Err(("read-wrong", format!("entry {at} of {end} is not there"))),
+                Err(reason) => return Err(("read-wrong", format!("entry {at} can't be read: {reason}"))),
+            };
+            for entry in entries {
+                let (term, digest) = mark_of(&entry);
+                let committed = agreed.at(at.0).map(|committed| (committed.term, committed.digest));
+                if entry.index != at.0 || committed.is_some_and(|committed| committed != (term, digest)) {
+                    let what = format!("entry {}/{term} is read at {at}; another one was agreed on", entry.index);
+                    return Err(("read-wrong", what));
+                }
+                at = at.next();
+            }
+        }
+        Ok(())
+    }
+
     fn compare_replica(&self, group: GroupId, node: u32) -> Result<(), (&'static str, String)> {
         let process = self.nodes[node as usize].process.as_ref();
         let Some(hosted) = process.and_then(|process| process.groups.get(&group)) else { return Ok(()) };
@@ -177,6 +233,7 @@ impl World {
         if agreed.configuration().voters != replica.conf_state().voters {
             return Err(("state-differs", format!("its configuration is {:?}", replica.conf_state())));
         }
+        self.compare_log(group, hosted, process, false)?;
         if group == GroupId::METADATA {
             return Ok(());
         }
@@ -193,17 +250,23 @@ impl World {
                     return Err(("read-wrong", format!("{at} is trimmed; the log starts at {start}")))
                 }
                 Located::Cold(read) => {
-                    process.inspect(|process| process.gate.set_open(true));
-                    let read = read.run().now_or_never();
-                    process.inspect(|process| process.gate.set_open(false));
-                    match read {
-                        Some(Ok(batches)) => batches,
-                        Some(Err(error)) => return Err(("read-wrong", format!("{at} can't be read: {error}"))),
-                        None => return Err(("read-wrong", format!("a read at {at} does not come back"))),
-                    }
+                    let read = at_once(process, read.run());
+                    read.map_err(|reason| ("read-wrong", format!("{at} can't be read: {reason}")))?
                 }
             };
             at = ledger.read(at, &batches)?;
         }
+    }
+}
+
+/// A read of a node's disk with all gates open.
+fn at_once<T>(process: Option<&Process>, read: impl Future<Output = Result<T, SegmentsError>>) -> Result<T, String> {
+    process.inspect(|process| process.gate.set_open(true));
+    let read = read.now_or_never();
+    process.inspect(|process| process.gate.set_open(false));
+    match read {
+        Some(Ok(read)) => Ok(read),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err("it does not come back".to_owned()),
     }
 }

@@ -13,7 +13,7 @@ use balsa::journal::GroupWrite;
 use balsa::metadata::Machine;
 use balsa::segments::{BaseLocated, DropJob, FlushDone, Located, LocatedEntries, ResetDone, Segments, SegmentsError};
 use raft::eraftpb::{EntryType, Message};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// A `Ready` whose writes are not reported durable yet, or that stands behind such a one.
 struct Pending {
@@ -72,6 +72,21 @@ impl Hosted {
     /// The first offset that can be read.
     pub fn start(&self) -> Offset {
         self.segments.start_offset().max(self.replica.machine().log_start())
+    }
+
+    pub fn has_member_on(&self, node: u32) -> bool {
+        self.members().any(|member| member.node().0 == node)
+    }
+
+    /// Whether all other members of this group live on these nodes.
+    pub fn members_within(&self, nodes: &BTreeSet<u32>) -> bool {
+        self.members().all(|member| member == self.id || nodes.contains(&member.node().0))
+    }
+
+    fn members(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        let conf = self.replica.conf_state();
+        let ids = [&conf.voters, &conf.voters_outgoing, &conf.learners, &conf.learners_next];
+        ids.into_iter().flatten().map(|id| ReplicaId(*id))
     }
 
     pub fn retry_reset(&mut self, group: GroupId) -> Option<Job> {
@@ -146,6 +161,7 @@ impl Process {
         if leads && hosted.led != term.0 && !write.entries.is_empty() {
             hosted.led = term.0;
             shared.moment(Trigger::FirstEntryOfTerm, self.node);
+            shared.hasten(self.node, group);
         }
         if write.entries.iter().any(|entry| entry.entry_type() != EntryType::EntryNormal) {
             shared.moment(Trigger::ConfigurationAppended, self.node);

@@ -4,8 +4,7 @@
 //! was agreed on has a majority's copies without it, and no other node's files are rotten.
 
 use super::chance::Chance;
-use super::options::STORM_US;
-use super::shared::{Armed, End, Event, Shared};
+use super::shared::{Armed, End, Event, Shared, Strike};
 use super::world::World;
 use crate::faults::{FaultClass, Trigger};
 use balsa::disk::sim::{Fault, FaultEffect, OperationKind, SimDisk};
@@ -38,12 +37,14 @@ pub struct Mischief {
     next: u64,
     /// Older states of disks, for files that come back from the past.
     old: BTreeMap<u32, SimDisk>,
+    /// After how many operations the node that starts now crashes, if it does.
+    pub start_crash_after: u64,
 }
 
 impl Mischief {
     pub fn new(chance: Chance, shared: &mut Shared) -> Mischief {
         shared.after(2_000_000, Event::Fault);
-        Mischief { chance, under_way: BTreeMap::new(), next: 0, old: BTreeMap::new() }
+        Mischief { chance, under_way: BTreeMap::new(), next: 0, old: BTreeMap::new(), start_crash_after: 0 }
     }
 }
 
@@ -58,11 +59,15 @@ impl World {
     }
 
     pub fn make_mischief(&mut self) {
-        if self.watch.is_healed || self.shared.now > STORM_US {
+        if self.watch.is_healed || !self.shared.is_stormy() {
             return;
         }
         let every = self.shared.options.fault_every_us;
-        let next_us = self.mischief.chance.within(every / 4..every * 7 / 4);
+        // Some come in bursts: what goes wrong while something else does.
+        let next_us = match self.mischief.chance.ratio(1, 5) {
+            true => self.mischief.chance.within(2_000..400_000),
+            false => self.mischief.chance.within(every / 4..every * 7 / 4),
+        };
         self.shared.after(next_us, Event::Fault);
         let classes: Vec<FaultClass> = self.shared.options.faults.0.iter().copied().collect();
         let Some(class) = self.mischief.chance.pick(&classes) else { return };
@@ -165,6 +170,7 @@ impl World {
                 cut.extend(pairs(&of(1), &of(2)));
                 self.cut(class, cut);
             }
+            FaultClass::LeaderFromFollowers if self.waits(Strike::CutOff) => {}
             FaultClass::LeaderFromFollowers => {
                 let leader = self.some_leader().map_or(node, |(_, leader)| leader);
                 let one_way = self.mischief.chance.ratio(1, 3);
@@ -181,13 +187,8 @@ impl World {
                 self.struck(class);
                 all.into_iter().for_each(|node| self.end(node, End::PowerLoss));
             }
-            FaultClass::Pause => {
-                let lasts_us = self.mischief.chance.within(100_000..6_000_000);
-                if self.is_up(node) {
-                    self.struck(class);
-                    self.nodes[node as usize].paused_until = self.shared.now + lasts_us;
-                }
-            }
+            FaultClass::Pause if self.waits(Strike::Pause) => {}
+            FaultClass::Pause => self.pause(node),
             FaultClass::Wipe => {
                 if self.may_damage(node) {
                     self.struck(class);
@@ -234,12 +235,8 @@ impl World {
                 self.with(node, None, |process, _| process.gate.set_slowness(20));
                 self.lasts(class, Undo::DiskSlow(node));
             }
-            FaultClass::DiskHung => {
-                self.nodes[node as usize].hung_disks += 1;
-                self.nodes[node as usize].disk_is_ill = true;
-                self.with(node, None, |process, _| process.gate.set_hung(true));
-                self.lasts(class, Undo::DiskHung(node));
-            }
+            FaultClass::DiskHung if self.waits(Strike::Hang) => {}
+            FaultClass::DiskHung => self.hang_disk(node),
         }
     }
 
@@ -247,15 +244,107 @@ impl World {
     fn crash(&mut self, class: FaultClass, node: u32, how: End) {
         if self.shared.armed.len() < 2 && self.mischief.chance.ratio(2, 3) {
             let trigger = self.mischief.chance.pick(Trigger::ALL).unwrap_or(Trigger::AfterVote);
-            let frequent = matches!(trigger, Trigger::BetweenWriteAndSync | Trigger::AfterSyncBeforeAnswer);
-            let skip = self.mischief.chance.below(if frequent { 40 } else { 3 });
-            self.shared.armed.push(Armed { trigger, skip, how });
+            self.arm(trigger, Strike::End(how));
             return;
         }
         if self.is_up(node) {
             self.struck(class);
             self.end(node, how);
         }
+    }
+
+    /// How a node that starts now crashes, if it does.
+    pub fn crash_of_start(&mut self) -> Option<End> {
+        let faults = &self.shared.options.faults;
+        let ends = [(FaultClass::Kill, End::Kill), (FaultClass::PowerLoss, End::PowerLoss)];
+        let ends: Vec<End> = ends.into_iter().filter(|(class, _)| faults.has(*class)).map(|(_, end)| end).collect();
+        let strikes = !self.watch.is_healed && self.mischief.chance.ratio(1, 4);
+        self.mischief.chance.pick(&ends).filter(|_| strikes)
+    }
+
+    fn arm(&mut self, trigger: Trigger, strike: Strike) {
+        let frequent =
+            matches!(trigger, Trigger::BetweenWriteAndSync | Trigger::AfterSyncBeforeAnswer | Trigger::JournalIdle);
+        let skip = self.mischief.chance.below(if frequent { 40 } else { 3 });
+        let follows = self.mischief.chance.ratio(1, 4);
+        self.shared.armed.push(Armed { trigger, skip, strike, follows });
+    }
+
+    /// Whether a fault that is no crash waits for its moment instead; a rare one, since it lasts.
+    fn waits(&mut self, strike: Strike) -> bool {
+        const RARE: [Trigger; 5] = [
+            Trigger::AfterVote,
+            Trigger::FirstEntryOfTerm,
+            Trigger::MidTransfer,
+            Trigger::ConfigurationAppended,
+            Trigger::SnapshotInstall,
+        ];
+        if self.shared.armed.len() >= 3 || !self.mischief.chance.ratio(1, 2) {
+            return false;
+        }
+        let trigger = self.mischief.chance.pick(&RARE).unwrap_or(Trigger::AfterVote);
+        self.arm(trigger, strike);
+        true
+    }
+
+    /// The moment of an aimed fault has come.
+    pub fn strike_aimed(&mut self, node: u32, life: u64, strike: Strike) {
+        if self.nodes[node as usize].life != life || !self.is_up(node) {
+            return;
+        }
+        match strike {
+            Strike::End(how) => {
+                self.struck(if how == End::Kill { FaultClass::Kill } else { FaultClass::PowerLoss });
+                self.end(node, how);
+            }
+            Strike::Hang => self.hang_disk(node),
+            Strike::Pause => self.pause(node),
+            Strike::CutOff => {
+                let cut = pairs(&[node], &self.all());
+                self.cut(FaultClass::LeaderFromFollowers, cut);
+            }
+        }
+    }
+
+    /// A leader is struck while another node has trouble of its own.
+    pub fn strike_leader(&mut self, but: u32) {
+        let classes = [
+            FaultClass::Kill,
+            FaultClass::PowerLoss,
+            FaultClass::Pause,
+            FaultClass::LeaderFromFollowers,
+            FaultClass::Transfer,
+        ];
+        let classes: Vec<FaultClass> =
+            classes.into_iter().filter(|class| self.shared.options.faults.has(*class)).collect();
+        let (class, leader) = (self.mischief.chance.pick(&classes), self.some_leader());
+        let (Some(class), Some((_, leader))) = (class, leader.filter(|(_, leader)| *leader != but)) else { return };
+        if self.watch.is_healed {
+            return;
+        }
+        match class {
+            FaultClass::Kill | FaultClass::PowerLoss => {
+                self.struck(class);
+                self.end(leader, if class == FaultClass::Kill { End::Kill } else { End::PowerLoss });
+            }
+            FaultClass::Pause => self.pause(leader),
+            class => self.strike(class, leader),
+        }
+    }
+
+    fn pause(&mut self, node: u32) {
+        let lasts_us = self.mischief.chance.within(100_000..6_000_000);
+        if self.is_up(node) {
+            self.struck(FaultClass::Pause);
+            self.nodes[node as usize].paused_until = self.shared.now + lasts_us;
+        }
+    }
+
+    fn hang_disk(&mut self, node: u32) {
+        self.nodes[node as usize].hung_disks += 1;
+        self.nodes[node as usize].disk_is_ill = true;
+        self.with(node, None, |process, _| process.gate.set_hung(true));
+        self.lasts(FaultClass::DiskHung, Undo::DiskHung(node));
     }
 
     fn fail_disk(&mut self, class: FaultClass, node: u32, kind: OperationKind) {
@@ -286,8 +375,19 @@ impl World {
         leader.and_then(|process| process.groups.get(&group)).is_some_and(|hosted| hosted.replica.status().settled)
     }
 
+    /// More often than not a node that was idle until now, if there is one: all that it holds is on record as synced.
+    fn rather_idle(&mut self, node: u32) -> u32 {
+        let is_idle = |node: &u32| self.nodes[*node as usize].process.as_ref().is_some_and(|process| process.is_marked);
+        let idle: Vec<u32> = self.all().into_iter().filter(is_idle).collect();
+        match self.mischief.chance.ratio(2, 3) {
+            true => self.mischief.chance.pick(&idle).unwrap_or(node),
+            false => node,
+        }
+    }
+
     /// Files of a node that is down are damaged.
     fn rot(&mut self, class: FaultClass, node: u32) {
+        let node = self.rather_idle(node);
         if !self.mischief.old.contains_key(&node) || self.mischief.chance.ratio(1, 3) {
             self.mischief.old.insert(node, self.nodes[node as usize].home.disk.fork());
         }
@@ -296,6 +396,8 @@ impl World {
         }
         self.end(node, End::Kill);
         let Some(path) = self.some_file(node) else { return };
+        let round = self.some_round(node);
+        let path = round.as_ref().map_or(path, |(path, ..)| path.clone());
         let chance = &mut self.mischief.chance;
         let at = &mut self.nodes[node as usize];
         let disk = at.home.disk.clone();
@@ -303,7 +405,11 @@ impl World {
         let len = content.len().max(1) as u64;
         let end = content.iter().rposition(|byte| *byte != 0).map_or(len, |last| last as u64 + 1);
         // Often what was written last: that is what could be taken for torn.
-        let place = if chance.ratio(1, 2) { chance.within(end.saturating_sub(600)..end) } else { chance.below(len) };
+        let place = match round {
+            Some((_, from, bytes)) if from + bytes <= len => chance.within(from..from + bytes),
+            _ if chance.ratio(1, 2) => chance.within(end.saturating_sub(600)..end),
+            _ => chance.below(len),
+        };
         let done = match class {
             FaultClass::RotBit => disk.flip(&path, place, 1 << chance.below(8)),
             FaultClass::RotBlock => {
@@ -315,6 +421,7 @@ impl World {
         };
         if done {
             at.rotted = true;
+            at.rots += 1;
             at.rotted_at = self.shared.now;
             at.rotted_unmarked = !at.was_marked && path.starts_with(super::disk::JOURNAL_DIR);
             let unmarked = at.rotted_unmarked;
@@ -325,6 +432,14 @@ impl World {
             self.shared
                 .event(node, "rot", &[class as u64, len], || format!("{class} in {} of {len} B", path.display()));
         }
+    }
+
+    /// One of the rounds that were written last before the node went down, more often than not the very last: that could be taken for torn.
+    fn some_round(&mut self, node: u32) -> Option<(PathBuf, u64, u64)> {
+        let rounds = self.nodes[node as usize].last_rounds.clone();
+        let before = if self.mischief.chance.ratio(2, 3) { 0 } else { self.mischief.chance.below(3) as usize };
+        let wanted = self.mischief.chance.ratio(1, 2);
+        rounds.into_iter().rev().nth(before).filter(|_| wanted)
     }
 
     fn some_file(&mut self, node: u32) -> Option<PathBuf> {

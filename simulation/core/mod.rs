@@ -13,6 +13,7 @@
 //!     └─ watch, ending    liveness, and what must hold once all is healed
 //! ```
 
+mod bounds;
 mod chance;
 mod clients;
 mod disk;
@@ -32,7 +33,7 @@ use crate::panics;
 use crate::run::{Report, Request, Violation, World as WorldName};
 use crate::trace::Trace;
 use chance::Chance;
-use options::{Options, STORM_US};
+use options::Options;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use world::World;
 
@@ -50,7 +51,7 @@ pub fn run(request: &Request) -> Report {
     let described = options.describe();
     let mut world = World::new(options, chance, Trace::new(request.detail));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        while world.shared.now < STORM_US && world.step() {}
+        while world.shared.is_stormy() && world.step() {}
         if world.shared.violation().is_none() {
             world.finish();
         }

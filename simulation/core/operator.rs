@@ -55,10 +55,34 @@ impl World {
         }
         let groups: Vec<GroupId> = self.found.keys().copied().collect();
         for group in groups {
+            self.quieten(group);
             if let Some(leader) = self.leader_of(group) {
                 self.tend(group, leader);
             }
         }
+    }
+
+    /// Now and then nobody asks anything of a group for a while.
+    fn quieten(&mut self, group: GroupId) {
+        let quiet = self.shared.options.has_quiet && !self.watch.is_healed && self.operator.chance.ratio(1, 50);
+        if quiet && self.clients.quiet_until(group) < self.shared.now {
+            let lasts_us = self.operator.chance.within(2_000_000..9_000_000);
+            self.shared.event(0, "quiet", &[group.0, lasts_us], || format!("g{group} for {} ms", lasts_us / 1_000));
+            self.clients.keep_quiet(group, self.shared.now + lasts_us);
+        }
+    }
+
+    /// Whoever was just elected is asked to change the members of its group.
+    pub fn change_hastily(&mut self, node: u32, group: GroupId) {
+        let leads = |process: &super::process::Process| {
+            process.groups.get(&group).is_some_and(|hosted| hosted.replica.is_leader())
+        };
+        let is_rotten = self.nodes.iter().any(|at| at.rotted);
+        if self.watch.is_healed || is_rotten || !self.nodes[node as usize].process.as_ref().is_some_and(leads) {
+            return;
+        }
+        self.stir_members(group);
+        self.tend(group, node);
     }
 
     /// A node with rotten files is given up once that is noticed, or a while later. Until then nobody's membership changes: the budget was
@@ -93,7 +117,9 @@ impl World {
         let wanted = &self.operator.wanted[&group];
         let demoted = self.operator.demoted.get(&group).copied();
         let keeps = |id: &u64| current(id) && wanted.contains(&ReplicaId(*id).node().0);
-        let stale: Vec<u64> = conf.voters.iter().chain(&conf.learners).filter(|id| !keeps(id)).copied().collect();
+        let mut stale: Vec<u64> = conf.voters.iter().chain(&conf.learners).filter(|id| !keeps(id)).copied().collect();
+        // Those that are gone for good first: while they count, the others are needed.
+        stale.sort_by_key(current);
         let mut changes = Vec::new();
         for node in wanted {
             let id = self.nodes[*node as usize].home.ids.get(&group).copied();

@@ -9,6 +9,12 @@ use balsa::segments::SegmentsOptions;
 
 /// Simulated time during which faults strike.
 pub const STORM_US: u64 = 60_000_000;
+/// It goes on for so long at most until there were enough faults and operations.
+pub const STORM_MAX_US: u64 = 300_000_000;
+/// Faults of a run.
+pub const FAULTS_MIN: u64 = 20;
+/// Operations of a run.
+pub const OPERATIONS_MIN: u64 = 300;
 
 /// See the module's text.
 #[derive(Clone, Debug)]
@@ -21,6 +27,10 @@ pub struct Options {
     pub election_ticks: usize,
     pub heartbeat_ticks: usize,
     pub clients_per_group: u64,
+    /// Clients that do nothing but ask for tails.
+    pub readers_per_group: u64,
+    /// Now and then nobody asks anything of a group for a while.
+    pub has_quiet: bool,
     /// Between a client's operations, at most.
     pub think_us: u64,
     pub latency_us: (u64, u64),
@@ -32,6 +42,7 @@ pub struct Options {
     pub log_cache_bytes_max: usize,
     pub message_bytes_max: u64,
     pub inflight_messages_max: usize,
+    pub uncommitted_bytes_max: u64,
     pub journal: JournalOptions,
     pub segments: SegmentsOptions,
     pub faults: FaultSet,
@@ -45,6 +56,9 @@ impl Options {
         let first = if chance.ratio(1, 2) { 16 << 10 } else { journal_bytes };
         let tick_us = [50_000, 100_000, 100_000, 150_000][chance.below(4) as usize];
         let fast = chance.ratio(1, 4);
+        let message_bytes_max = [200, 2 << 10, 1 << 20][chance.below(3) as usize];
+        // More than fits into a message, or Raft refuses.
+        let uncommitted_bytes_max = if chance.ratio(1, 3) { message_bytes_max + (2 << 10) } else { 32 << 20 };
         Options {
             nodes,
             groups: chance.within(1..4),
@@ -53,19 +67,22 @@ impl Options {
             election_ticks: chance.within(6..12) as usize,
             heartbeat_ticks: chance.within(1..3) as usize,
             clients_per_group: chance.within(3..6),
-            think_us: chance.within(300_000..900_000),
+            readers_per_group: [0, 0, 0, 2][chance.below(4) as usize],
+            has_quiet: chance.ratio(1, 2),
+            think_us: chance.within(500_000..1_400_000),
             latency_us: (100, chance.within(500..5_000)),
             sync_us: (100, if fast { 300 } else { chance.within(1_000..20_000) }),
             fault_every_us: chance.within(600_000..1_800_000),
             record_bytes_max: [32, 200, 1_000][chance.below(3) as usize],
             base_move_bytes: chance.within(2..24) << 10,
             log_cache_bytes_max: [0, 500, 8 << 10, 1 << 20][chance.below(4) as usize],
-            message_bytes_max: [200, 2 << 10, 1 << 20][chance.below(3) as usize],
+            message_bytes_max,
             inflight_messages_max: [4, 256][chance.below(2) as usize],
+            uncommitted_bytes_max,
             journal: JournalOptions {
                 file_bytes: journal_bytes,
                 first_file_bytes: first,
-                restated_bytes_max: 256 << 10,
+                restated_bytes_max: [32 << 10, 256 << 10][chance.below(2) as usize],
                 base_move_bytes: chance.within(4..16) << 10,
                 base_inline_bytes_max: [256, 16 << 10][chance.below(2) as usize],
                 round_bytes_max: 64 << 10,

@@ -16,6 +16,7 @@ use balsa::group::effects::{Fetch, Token};
 use balsa::group::log_time::ClockTrust;
 use balsa::group::observe::Observed;
 use balsa::group::replica::{Replica, ReplicaOptions};
+use balsa::group::sleep;
 use balsa::ids::{GroupId, Incarnation, NodeId, ReplicaId, TimestampMs};
 use balsa::journal::base::Base;
 use balsa::journal::{GroupWrite, IdleProgress, Journal, JournalError, JournalIdentity, Recovered, RecoveredGroup};
@@ -35,6 +36,8 @@ use std::task::{Context, Poll, Waker};
 const JOURNAL_TASK: u64 = 0;
 /// How long nothing comes before the journal counts as idle.
 const IDLE_US: u64 = 20_000;
+/// A group that was idle for so many election timeouts sleeps.
+const SLEEP_AFTER_ELECTIONS: u64 = 3;
 /// Ticks between two looks at free space.
 const SPACE_CHECK_TICKS: u64 = 3;
 /// Free bytes below which a disk counts as full.
@@ -53,7 +56,7 @@ pub enum JobDone {
 }
 
 pub type Job = Pin<Box<dyn Future<Output = JobDone> + Send>>;
-type JournalWork<T> = Pin<Box<dyn Future<Output = (Journal, Result<T, JournalError>)> + Send>>;
+type JournalWork<T> = Pin<Box<dyn Future<Output = (Box<Journal>, Result<T, JournalError>)> + Send>>;
 
 /// What the journal is doing.
 enum Writing {
@@ -110,7 +113,10 @@ pub struct Process {
     removing: BTreeMap<u64, Vec<GroupId>>,
     pub tombstones: BTreeSet<GroupId>,
     opening: BTreeSet<GroupId>,
-    journal: Option<Journal>,
+    /// Groups that there was no room for yet.
+    unhosted: Vec<(GroupId, ReplicaId, Base)>,
+    /// In a box: it is handed over and back with every round.
+    journal: Option<Box<Journal>>,
     writing: Writing,
     submitted: VecDeque<(u64, Vec<GroupWrite>)>,
     /// A preparation of the journal goes on by itself.
@@ -131,6 +137,8 @@ pub struct Process {
     /// Segments that were found damaged.
     pub rotten: bool,
     pub trust: bool,
+    /// Nodes whose links stand: only these are watched over while groups sleep.
+    connected: BTreeSet<u32>,
 }
 
 /// What a node is, through all its lives.
@@ -193,12 +201,13 @@ impl Process {
             removing: BTreeMap::new(),
             tombstones: recovered.removed,
             opening: BTreeSet::new(),
-            journal: Some(journal),
+            unhosted: Vec::new(),
+            journal: Some(Box::new(journal)),
             writing: Writing::Nothing,
             submitted: VecDeque::new(),
             background: false,
             unsynced_since: VecDeque::new(),
-            is_marked: true,
+            is_marked: false,
             idle_since: 0,
             jobs: BTreeMap::new(),
             job_next: JOURNAL_TASK + 1,
@@ -210,10 +219,14 @@ impl Process {
             failure: None,
             rotten: false,
             trust: true,
+            connected: BTreeSet::new(),
         };
         for (group, state) in recovered.groups {
-            let Some(id) = home.ids.get(&group).copied() else { continue };
-            process.recover(group, id, state, shared)?;
+            match home.ids.get(&group).copied() {
+                Some(id) => process.recover(group, id, state, shared)?,
+                // Its tombstone was not durable: the catalog has dropped it all the same, so it goes again.
+                None => process.bury(group, shared),
+            }
         }
         process.gate.set_open(false);
         for (group, id) in &home.ids {
@@ -311,7 +324,7 @@ impl Process {
         self.opening.remove(&group);
         let segments = match opened {
             Ok(segments) => *segments,
-            Err(error) if error.is_no_space() => return,
+            Err(error) if error.is_no_space() => return self.unhosted.push((group, id, base)),
             Err(error) => return self.fail(Failure::Segments(group, error)),
         };
         let hard_state = raft::eraftpb::HardState { term: base.term.0, vote: 0, commit: base.index.0 };
@@ -337,13 +350,18 @@ impl Process {
     /// Stops hosting a group for good: the tombstone first, then its files.
     pub fn remove(&mut self, group: GroupId, shared: &mut Shared) {
         let Some(mut hosted) = self.groups.remove(&group) else { return };
-        shared.observe(self.node, group, &Observed::Removed);
-        shared.event(self.node, "removed", &[group.0], || format!("g{group}"));
-        self.tombstones.insert(group);
         let held = hosted.held.take().map(|effects| effects.answers).unwrap_or_default();
         for (token, answer) in held.into_iter().chain(hosted.replica.abandon()) {
             self.answer(token, Reply::Told(answer), shared);
         }
+        self.bury(group, shared);
+    }
+
+    /// Writes a tombstone.
+    fn bury(&mut self, group: GroupId, shared: &mut Shared) {
+        shared.observe(self.node, group, &Observed::Removed);
+        shared.event(self.node, "removed", &[group.0], || format!("g{group}"));
+        self.tombstones.insert(group);
         self.round.push(GroupWrite { group, removed: true, ..GroupWrite::default() });
         self.removing.entry(self.round_number).or_default().push(group);
     }
@@ -372,10 +390,21 @@ impl Process {
         let trust = if self.trust { ClockTrust::Trusted } else { ClockTrust::Untrusted };
         for (group, hosted) in &mut self.groups {
             hosted.replica.tick(now_ms, trust);
+            if hosted.replica.is_asleep() {
+                continue;
+            }
+            if hosted.replica.is_drowsy(SLEEP_AFTER_ELECTIONS * election) && hosted.members_within(&self.connected) {
+                shared.coverage.hit("branch.group-sent-to-sleep");
+                hosted.replica.fall_asleep();
+            }
             self.dirty.insert(*group);
         }
         if self.tick % SPACE_CHECK_TICKS == 1 {
             self.check_space();
+            let retried = if self.reserve_reached { Vec::new() } else { std::mem::take(&mut self.unhosted) };
+            for (group, id, base) in retried {
+                self.host(group, id, base, SegmentsOptions { group, ..shared.options.segments });
+            }
             self.leave_full_leadership(others_full);
         }
         self.turn(shared);
@@ -425,11 +454,14 @@ impl Process {
         retried.into_iter().for_each(|job| self.spawn(job));
     }
 
-    pub fn on_message(&mut self, from: u32, group: GroupId, message: Message, shared: &mut Shared) {
+    pub fn on_message(&mut self, from: u32, group: GroupId, mut message: Message, shared: &mut Shared) {
         if self.over_cap && self.reserve_reached && !message.entries.is_empty() {
             return;
         }
         let Some(hosted) = self.groups.get_mut(&group) else { return };
+        if sleep::asks_to_sleep(&message) && !self.connected.contains(&from) {
+            sleep::take_sleep(&mut message); // nobody would wake this replica if that node were gone
+        }
         shared.observe(self.node, group, &Observed::Received { from: NodeId(from), message: &message });
         let kind = message.msg_type();
         if let Err(refusal) = hosted.replica.step(message) {
@@ -443,8 +475,20 @@ impl Process {
         self.turn(shared);
     }
 
+    /// A link stands, or was made anew.
+    pub fn on_connected(&mut self, peer: u32, shared: &mut Shared) {
+        self.connected.insert(peer);
+        for (group, hosted) in self.groups.iter_mut().filter(|(_, hosted)| hosted.has_member_on(peer)) {
+            hosted.replica.wake();
+            self.dirty.insert(*group);
+        }
+        self.turn(shared);
+    }
+
     pub fn on_lost(&mut self, peer: u32, shared: &mut Shared) {
-        for (group, hosted) in &mut self.groups {
+        self.connected.remove(&peer);
+        for (group, hosted) in self.groups.iter_mut().filter(|(_, hosted)| hosted.has_member_on(peer)) {
+            hosted.replica.wake();
             hosted.replica.leader_lost(NodeId(peer));
             for member in hosted.replica.voters().into_iter().filter(|member| member.node().0 == peer) {
                 hosted.replica.report_unreachable(member);
@@ -583,6 +627,11 @@ impl Process {
         }
     }
 
+    /// Bytes in the journal that wait for bases to move; unknown while it writes.
+    pub fn journal_bytes(&self) -> Option<u64> {
+        self.journal.as_ref().map(|journal| journal.pressure().bytes)
+    }
+
     fn begin_idle_step(&mut self, shared: &mut Shared) {
         let Some(mut journal) = self.journal.take() else { return };
         let work = async move {
@@ -603,7 +652,10 @@ impl Process {
                 self.background = true;
                 self.poll_background(shared);
             }
-            IdleProgress::Done => self.is_marked = true,
+            IdleProgress::Done => {
+                self.is_marked = true;
+                shared.moment(Trigger::JournalIdle, self.node);
+            }
         }
     }
 
@@ -634,7 +686,7 @@ impl Process {
                 JobDone::Done
             }));
         }
-        if let Some((groups, over_cap)) = self.journal.as_mut().and_then(Journal::wanted_bases) {
+        if let Some((groups, over_cap)) = self.journal.as_mut().and_then(|journal| journal.wanted_bases()) {
             self.over_cap = over_cap;
             groups.into_iter().for_each(|group| self.start_base_move(group, shared));
         }
@@ -707,6 +759,7 @@ fn replica_options(group: GroupId, id: ReplicaId, life: u64, shared: &mut Shared
     options.log_cache_bytes_max = drawn.log_cache_bytes_max;
     options.message_bytes_max = drawn.message_bytes_max;
     options.inflight_messages_max = drawn.inflight_messages_max;
+    options.uncommitted_bytes_max = drawn.uncommitted_bytes_max;
     options.seed = shared.chance.next();
     options
 }

@@ -2,7 +2,7 @@
 
 use super::chance::Chance;
 use super::ledger::Ledger;
-use super::options::Options;
+use super::options::{Options, FAULTS_MIN, OPERATIONS_MIN, STORM_MAX_US, STORM_US};
 use crate::coverage::Coverage;
 use crate::faults::{FaultClass, Trigger};
 use crate::rules::{Broken, Rules};
@@ -57,11 +57,6 @@ pub enum Event {
     Start {
         node: u32,
     },
-    End {
-        node: u32,
-        life: u64,
-        how: End,
-    },
     /// A node notices that the connection to another broke.
     Lost {
         node: u32,
@@ -88,6 +83,21 @@ pub enum Event {
         token: Token,
     },
     Operator,
+    /// Members of a group are changed at once, by whoever was just elected.
+    Hasty {
+        node: u32,
+        group: GroupId,
+    },
+    /// An aimed fault strikes a node.
+    Aimed {
+        node: u32,
+        life: u64,
+        strike: Strike,
+    },
+    /// A leader is struck a moment after another node was.
+    Follow {
+        node: u32,
+    },
     Fault,
     /// The fault of this number is over.
     Over {
@@ -106,7 +116,8 @@ impl Event {
             | Event::Synced { node, .. }
             | Event::Idle { node, .. }
             | Event::Lost { node, .. }
-            | Event::Request { node, .. } => Some(*node),
+            | Event::Request { node, .. }
+            | Event::Hasty { node, .. } => Some(*node),
             Event::Message { to, .. } => Some(*to),
             _ => None,
         }
@@ -223,13 +234,27 @@ impl Network {
     }
 }
 
-/// A crash that waits for its moment.
+/// What an aimed fault does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Strike {
+    End(End),
+    /// The disk answers no more for a while.
+    Hang,
+    /// The node stands still for a while.
+    Pause,
+    /// It is cut off from all others for a while.
+    CutOff,
+}
+
+/// A fault that waits for its moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Armed {
     pub trigger: Trigger,
     /// How many such moments pass before.
     pub skip: u64,
-    pub how: End,
+    pub strike: Strike,
+    /// A leader is struck soon after.
+    pub follows: bool,
 }
 
 /// See the module's text.
@@ -245,7 +270,6 @@ pub struct Shared {
     pub network: Network,
     pub ledgers: BTreeMap<GroupId, Ledger>,
     pub armed: Vec<Armed>,
-    /// Lives of nodes that a trigger picked to end.
     pub faults: u64,
     pub operations: u64,
     pub lives: Vec<u64>,
@@ -318,6 +342,12 @@ impl Shared {
         self.trace.event(self.now, node, kind, numbers, text);
     }
 
+    /// Whether faults strike: for a minute, or until there was enough of everything.
+    pub fn is_stormy(&self) -> bool {
+        let is_poor = self.faults < FAULTS_MIN || self.operations < OPERATIONS_MIN;
+        self.now < STORM_US || (is_poor && self.now < STORM_MAX_US && !self.options.faults.0.is_empty())
+    }
+
     /// A fault of this class struck.
     pub fn struck(&mut self, class: FaultClass) {
         self.faults += 1;
@@ -333,13 +363,23 @@ impl Shared {
             armed.skip -= 1;
             return;
         }
-        let how = armed.how;
-        self.armed.swap_remove(at);
+        let Armed { strike, follows, .. } = self.armed.swap_remove(at);
         let delay_us = if self.chance.ratio(1, 2) { 0 } else { self.chance.within(0..400) };
         let life = self.lives[node as usize];
-        self.event(node, "aimed", &[trigger as u64, life], || format!("{how:?} at {trigger}"));
-        self.struck(if how == End::Kill { FaultClass::Kill } else { FaultClass::PowerLoss });
-        self.after(delay_us, Event::End { node, life, how });
+        self.event(node, "aimed", &[trigger as u64, life], || format!("{strike:?} at {trigger}"));
+        self.after(delay_us, Event::Aimed { node, life, strike });
+        if follows {
+            let delay_us = self.chance.within(5_000..900_000);
+            self.after(delay_us, Event::Follow { node });
+        }
+    }
+
+    /// A node was elected: now and then it is asked at once to change the members of its group.
+    pub fn hasten(&mut self, node: u32, group: GroupId) {
+        if self.options.faults.has(FaultClass::Membership) && self.is_stormy() && self.chance.ratio(1, 4) {
+            let delay_us = self.chance.within(0..8_000);
+            self.after(delay_us, Event::Hasty { node, group });
+        }
     }
 
     /// Hands a message to the network.
@@ -411,4 +451,5 @@ const TRIGGER_NAMES: [&str; Trigger::ALL.len()] = [
     "trigger.snapshot-install",
     "trigger.base-moved",
     "trigger.group-created",
+    "trigger.journal-idle",
 ];

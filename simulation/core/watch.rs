@@ -42,6 +42,7 @@ impl World {
             self.look_at(group);
             (1..=self.shared.options.nodes).for_each(|node| self.look_at_leader(group, node));
         }
+        (1..=self.shared.options.nodes).for_each(|node| self.look_at_bounds(node));
     }
 
     /// A leader that reaches no majority gives up: nobody is served by it (check-quorum; Ongaro 2014, 6.2).
@@ -89,7 +90,7 @@ impl World {
         if progress.1 != last {
             *progress = (now, last);
         }
-        let since_progress = progress.0;
+        let since_progress = progress.0.max(self.clients.quiet_until(group));
         let halves = [&conf.voters, &conf.voters_outgoing];
         let nodes = self.shared.options.nodes;
         let calm = self.shared.network.is_calm();
@@ -116,7 +117,7 @@ impl World {
         self.watch.well_since.retain(|(other, _), _| *other != group);
         self.watch.well_since.append(&mut kept);
         let Some((set, since)) = longest else { return };
-        let stuck_us = now - since.max(since_progress);
+        let stuck_us = now.saturating_sub(since.max(since_progress));
         if stuck_us > self.patience_us() && !self.clients.closing {
             let members: Vec<u32> = (1..=nodes).filter(|node| set >> (node - 1) & 1 == 1).collect();
             let what = format!(

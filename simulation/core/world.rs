@@ -23,11 +23,15 @@ use balsa::partition::{Partition, PartitionSettings};
 use bytes::Bytes;
 use futures::FutureExt;
 use raft::eraftpb::ConfState;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
 /// What every clock shows at the beginning.
 const EPOCH_MS: u64 = 1_700_000_000_000;
+/// Operations that no life gets through.
+const NEVER: u64 = 1 << 60;
+/// How long a link is silent until it counts as lost.
+const SILENCE_US: u64 = 1_000_000;
 /// A clock further off than this disagrees.
 const CLOCK_SKEW_MAX_MS: u64 = 5_000;
 
@@ -44,15 +48,31 @@ pub struct Node {
     /// Files rotted while it was down.
     pub rotted: bool,
     pub rotted_at: u64,
+    /// How often they did, since it was whole.
+    pub rots: u32,
     /// A cut of the journal's end would be the rot's doing, not noticed as such: nothing on disk proves otherwise.
     pub rotted_unmarked: bool,
     /// At its last end all was on record as synced.
     pub was_marked: bool,
+    /// How many operations that change its disk its last start took.
+    start_operations: u64,
+    /// The last rounds of its last life: file, position and length.
+    pub last_rounds: VecDeque<(PathBuf, u64, u64)>,
     pub start_due: bool,
     /// Faults that keep the disk slow or hung.
     pub slow_disks: u32,
     pub hung_disks: u32,
     pub full_disks: u32,
+    /// Its links, by the node at the other end.
+    links: Vec<Link>,
+}
+
+/// One end of a link, as the node there sees it.
+#[derive(Clone, Copy, Default)]
+struct Link {
+    /// The life of the other node that it is connected to; none if zero.
+    life: u64,
+    silent_ticks: u64,
 }
 
 /// See the module's text.
@@ -85,7 +105,7 @@ impl World {
             found.insert(GroupId(group), base);
             members.insert(GroupId(group), nodes);
         }
-        let nodes = (0..=options.nodes).map(|node| Node::new(node, &members)).collect();
+        let nodes = (0..=options.nodes).map(|node| Node::new(node, options.nodes, &members)).collect();
         let clients = Clients::new(&mut shared);
         let mischief = Mischief::new(chance.fork(3), &mut shared);
         for node in 1..=options.nodes {
@@ -131,18 +151,16 @@ impl World {
             Event::Idle { node, life, since } => {
                 self.with(node, Some(life), |process, shared| process.on_idle(since, shared));
             }
-            Event::Lost { node, peer } => self.with(node, None, |process, shared| process.on_lost(peer, shared)),
+            Event::Lost { node, peer } => self.lose_link(node, peer),
             Event::Start { node } => self.start(node),
-            Event::End { node, life, how } => {
-                if self.nodes[node as usize].life == life {
-                    self.end(node, how);
-                }
-            }
             Event::Request { node, client, token } => self.on_request(node, client, token),
             Event::Answer { token, answer } => self.clients.answered(token, &answer, &mut self.shared),
             Event::Client { client } => self.clients.go_on(client, &mut self.shared),
             Event::Impatient { client, token } => self.clients.impatient(client, token, &mut self.shared),
             Event::Operator => self.operate(),
+            Event::Hasty { node, group } => self.change_hastily(node, group),
+            Event::Aimed { node, life, strike } => self.strike_aimed(node, life, strike),
+            Event::Follow { node } => self.strike_leader(node),
             Event::Fault => self.make_mischief(),
             Event::Over { fault } => self.end_mischief(fault),
             Event::Watch => self.look(),
@@ -190,7 +208,19 @@ impl World {
         at.life += 1;
         at.disk_is_ill = at.slow_disks + at.hung_disks + at.full_disks > 0;
         self.shared.lives[node as usize] = at.life;
-        match Process::start(&at.home, at.life, &mut self.shared, &self.found) {
+        let crash = self.crash_while_starting(node);
+        let at = &mut self.nodes[node as usize];
+        let began = at.home.disk.operations();
+        let started = Process::start(&at.home, at.life, &mut self.shared, &self.found);
+        if let Some(how) = crash {
+            if at.home.disk.operations() >= began + self.mischief.start_crash_after {
+                drop(started);
+                return self.crashed_while_starting(node, how);
+            }
+            at.home.disk.freeze_after(NEVER);
+        }
+        at.start_operations = at.home.disk.operations() - began;
+        match started {
             Ok((process, cut)) => {
                 at.home.is_founded = true;
                 process.gate.set_hung(at.hung_disks > 0);
@@ -200,6 +230,11 @@ impl World {
                 self.shared.event(node, "up", &[life], || format!("life {life}"));
                 let delay_us = self.shared.chance.below(self.shared.options.tick_us);
                 self.shared.after(delay_us, Event::Tick { node, life });
+                if cut && at.was_marked && at.rots < 2 && !self.shared.options.over_budget {
+                    let what = format!("node {node} cuts its journal, though all of it was on record as synced");
+                    self.shared.broke("durability-lost", &[node], what);
+                }
+                let at = &self.nodes[node as usize];
                 if cut && at.rotted_unmarked {
                     // Its last round may be gone, and nobody can tell.
                     self.end(node, End::Kill);
@@ -210,9 +245,37 @@ impl World {
         }
     }
 
+    /// Now and then a node crashes while it starts, between any two operations that change its disk.
+    fn crash_while_starting(&mut self, node: u32) -> Option<End> {
+        let how = self.crash_of_start()?;
+        let at = &self.nodes[node as usize];
+        self.mischief.start_crash_after = self.shared.chance.below(at.start_operations + 2);
+        at.home.disk.freeze_after(self.mischief.start_crash_after);
+        Some(how)
+    }
+
+    fn crashed_while_starting(&mut self, node: u32, how: End) {
+        let after = self.mischief.start_crash_after;
+        self.shared
+            .event(node, "down", &[how as u64, after], || format!("{how:?} while starting, after {after} operations"));
+        self.struck(if how == End::Kill { FaultClass::Kill } else { FaultClass::PowerLoss });
+        self.shared.coverage.hit("operation.crash-while-starting");
+        let seed = self.shared.chance.next();
+        let at = &mut self.nodes[node as usize];
+        at.home.disk = match how {
+            End::Kill => at.home.disk.restart(),
+            End::PowerLoss => at.home.disk.crash(seed),
+        };
+        at.was_marked = false;
+        self.shared.rules.node_down(node, Down::Intact);
+        let delay_us = self.shared.chance.within(20_000..500_000);
+        self.start_later(node, delay_us);
+    }
+
     fn start_failed(&mut self, node: u32, failure: Failure) {
         self.shared.event(node, "refuses", &[], || format!("to start: {failure}"));
         let at = &mut self.nodes[node as usize];
+        at.was_marked = false;
         at.home.disk = at.home.disk.restart();
         if failure.is_corruption() && at.rotted {
             self.shared.coverage.hit("branch.rot-noticed-at-start");
@@ -238,6 +301,15 @@ impl World {
         dirs.flat_map(|dir| disk.list(&dir).now_or_never().and_then(Result::ok).unwrap_or_default()).collect()
     }
 
+    pub fn journal_files(&self, node: u32) -> usize {
+        let disk = &self.nodes[node as usize].home.disk;
+        let files = disk.list(Path::new(JOURNAL_DIR)).now_or_never().and_then(Result::ok).unwrap_or_default();
+        let is_log = |path: &PathBuf| {
+            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("journal-"))
+        };
+        files.iter().filter(|path| is_log(path)).count()
+    }
+
     pub fn start_later(&mut self, node: u32, delay_us: u64) {
         let at = &mut self.nodes[node as usize];
         if !at.start_due {
@@ -252,6 +324,8 @@ impl World {
         let at = &mut self.nodes[node as usize];
         let Some(process) = at.process.take() else { return };
         at.was_marked = process.is_marked;
+        at.last_rounds = process.gate.last_rounds();
+        at.links.fill(Link::default());
         at.paused_until = 0;
         at.home.disk = process.end(how, &at.home.disk, seed);
         if at.full_disks == 0 {
@@ -281,6 +355,7 @@ impl World {
         let at = &mut self.nodes[node as usize];
         at.rotted = false;
         at.rotted_unmarked = false;
+        at.rots = 0;
         at.home.generation += 1;
         at.home.is_founded = false;
         at.home.disk = SimDisk::new();
@@ -300,10 +375,41 @@ impl World {
         let now_ms = self.clock_ms(node);
         let full = self.full_nodes(node);
         let trust = self.clock_agrees(node);
+        self.look_at_links(node);
         self.with(node, Some(life), |process, shared| {
             process.trust = trust;
             process.on_tick(TimestampMs(now_ms), &full, shared);
         });
+    }
+
+    /// Links beat both ways: one that stands wakes groups as it is made, and is lost after some silence.
+    fn look_at_links(&mut self, node: u32) {
+        let patience = SILENCE_US / self.shared.options.tick_us;
+        for other in 1..=self.shared.options.nodes {
+            let at = &self.nodes[other as usize];
+            let is_there = other != node && at.process.is_some() && at.paused_until <= self.shared.now;
+            let network = &self.shared.network;
+            let beats = is_there && !network.is_cut(node, other) && !network.is_cut(other, node);
+            let life = at.life;
+            let link = &mut self.nodes[node as usize].links[other as usize];
+            if beats {
+                let is_new = link.life != life;
+                *link = Link { life, silent_ticks: 0 };
+                if is_new {
+                    self.with(node, None, |process, shared| process.on_connected(other, shared));
+                }
+            } else if link.life != 0 {
+                link.silent_ticks += 1;
+                if link.silent_ticks > patience {
+                    self.lose_link(node, other);
+                }
+            }
+        }
+    }
+
+    fn lose_link(&mut self, node: u32, peer: u32) {
+        self.nodes[node as usize].links[peer as usize] = Link::default();
+        self.with(node, None, |process, shared| process.on_lost(peer, shared));
     }
 
     fn clock_ms(&self, node: u32) -> u64 {
@@ -363,13 +469,18 @@ impl World {
         });
     }
 
+    /// A full disk has less than its reserve left; now and then nearly nothing.
     pub fn give_space(&mut self, node: u32, is_full: bool) {
+        let rest = match self.shared.chance.ratio(1, 3) {
+            true => self.shared.chance.within(2 << 10..64 << 10),
+            false => RESERVE_BYTES - (64 << 10),
+        };
         let at = &mut self.nodes[node as usize];
         let path = PathBuf::from("/");
         at.home.disk.set_capacity(Some(1 << 40));
         let free = at.home.disk.free_bytes(&path).now_or_never().and_then(Result::ok).unwrap_or(1 << 40);
         let used = (1 << 40) - free;
-        at.home.disk.set_capacity(is_full.then_some(used + RESERVE_BYTES - (64 << 10)));
+        at.home.disk.set_capacity(is_full.then_some(used + rest));
     }
 
     pub fn struck(&mut self, class: FaultClass) {
@@ -378,7 +489,7 @@ impl World {
 }
 
 impl Node {
-    fn new(node: u32, members: &BTreeMap<GroupId, Vec<u32>>) -> Node {
+    fn new(node: u32, nodes: u32, members: &BTreeMap<GroupId, Vec<u32>>) -> Node {
         let hosts = members.iter().filter(|(_, nodes)| nodes.contains(&node));
         let ids = hosts.map(|(group, _)| (*group, ReplicaId::founding(NodeId(node)))).collect();
         Node {
@@ -391,8 +502,12 @@ impl Node {
             disk_is_ill: false,
             rotted: false,
             rotted_at: 0,
+            rots: 0,
             rotted_unmarked: false,
-            was_marked: true,
+            was_marked: false,
+            start_operations: 20,
+            last_rounds: VecDeque::new(),
+            links: vec![Link::default(); nodes as usize + 1],
             start_due: false,
             slow_disks: 0,
             hung_disks: 0,

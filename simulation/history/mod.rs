@@ -34,13 +34,6 @@ pub struct PartitionKey {
     pub partition: u64,
 }
 
-impl PartitionKey {
-    /// A bare group.
-    pub const fn group(group: u64) -> PartitionKey {
-        PartitionKey { topic: 0, partition: group }
-    }
-}
-
 impl fmt::Display for PartitionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.topic {
@@ -238,11 +231,6 @@ impl History {
 
     pub fn watch(&mut self, watch: Watch) {
         self.watches.push(watch);
-    }
-
-    /// Operations of clients in it.
-    pub fn operations(&self) -> u64 {
-        (self.appends.len() + self.reads.len() + self.tails.len()) as u64
     }
 
     /// Whether every rule holds.

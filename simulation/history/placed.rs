@@ -179,7 +179,8 @@ fn batches(mut appends: Vec<&Append>) -> Result<Vec<Batch>, Broken> {
                 }
             }
             Some(last) if last.payload + u64::from(last.count) > append.payload => {
-                let what = format!("{last} and append {} share payload numbers", append.payload);
+                let what =
+                    format!("{last} and append {} of client {} share payload numbers", append.payload, append.client);
                 return broken(rules::WELL_FORMED, what);
             }
             _ => batches.push(Batch::first(append)),

@@ -1,11 +1,13 @@
 //! The checker put to the test: good histories must be accepted, each mutated one refused by the right rule.
 
+#[cfg(test)]
 use super::model::good_history;
 use super::mutations;
 use super::History;
 use rand::rngs::StdRng;
 use rand::SeedableRng;
 use std::collections::BTreeSet;
+#[cfg(test)]
 use std::ops::Range;
 
 /// What came of one mutation.
@@ -20,6 +22,7 @@ pub struct Proven {
 }
 
 /// Mutates the good history of each seed in every way.
+#[cfg(test)]
 pub fn prove(seeds: Range<u64>) -> Vec<Proven> {
     let good: Vec<(u64, History)> = seeds.map(|seed| (seed, good_history(seed))).collect();
     prove_on(&good)

@@ -162,11 +162,6 @@ impl Agreed {
         }
     }
 
-    /// The state that follows from the whole committed prefix.
-    pub fn reference(&self) -> Option<&Machine> {
-        self.reference.as_ref()
-    }
-
     /// The digest of the reference, if it stands at this index.
     pub fn reference_digest(&self, index: u64) -> Option<Digest> {
         if index != self.last() {

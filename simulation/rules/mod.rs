@@ -11,15 +11,21 @@
 //! | `durability-lost` | a restart finds all that was reported durable, and nothing that was never written |
 //! | `promise-before-sync` | no append response, vote or message of a term leaves before what it promises is durable |
 //! | `vote-for-outdated` | a vote goes to a log that is as far as the voter's |
+//! | `vote-unannounced` | votes are asked for after a majority said that it would give them, or the leader told to |
+//! | `campaign-unready` | who campaigns has a durable log, and has applied all changes of membership that it knows to be committed |
 //! | `log-matching` | one entry, and one log before it, for each (index, term) |
 //! | `leader-incomplete` | a leader has all that was committed before its term |
 //! | `commit-unsafe` | what is committed lies durably on a majority of its configuration, with an entry of the leader's own term at or behind it |
+//! | `change-before-commit` | a leader changes the membership only after an entry of its own term is committed |
 //! | `committed-changed` | what was committed never changes; nothing applied is overwritten |
 //! | `applied-gap` | entries are applied one after the other, and only what is durable here |
 //! | `state-differs` | equal chain and state at equal index, and the same as if all was applied from the beginning |
 //! | `log-time` | a leader whose clock a majority speaks against moves the log's time no further ahead ([`log_time`], whole world) |
+//! | `context-reused` | no replica asks for two reads under one context |
+//! | `sleep-unmatched` | a group is sent to sleep only when every member has all there is on its disk |
 
 pub mod agreed;
+mod campaigns;
 pub mod kept;
 pub mod log_time;
 mod replica;
@@ -53,7 +59,8 @@ type Breach = (&'static str, String);
 
 struct GroupModel {
     agreed: Agreed,
-    replicas: BTreeMap<ReplicaId, ReplicaModel>,
+    /// In boxes: they are taken out and put back at every step.
+    replicas: BTreeMap<ReplicaId, Box<ReplicaModel>>,
     /// Which replica a node hosts.
     hosted: BTreeMap<u32, ReplicaId>,
 }

@@ -1,13 +1,16 @@
 //! One replica under the rules, and each kind of step held against them.
 
+use super::campaigns::Campaigns;
 use super::kept::{mark_of, Kept, Written};
 use super::{Breach, Down, GroupModel};
 use balsa::group::effects::Effects;
+use balsa::group::sleep::asks_to_sleep;
 use balsa::ids::{Digest, LogIndex, ReplicaId};
 use balsa::journal::base::Base;
 use balsa::journal::RecoveredGroup;
-use raft::eraftpb::{ConfState, Message, MessageType};
-use std::collections::{BTreeMap, VecDeque};
+use bytes::Bytes;
+use raft::eraftpb::{ConfState, EntryType, Message, MessageType};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The state is looked at when the last applied index is a multiple of this, and wherever somebody else's is known.
 const DIGEST_EVERY: u64 = 16;
@@ -40,6 +43,9 @@ pub struct ReplicaModel {
     commit_told: BTreeMap<u64, (u64, u64)>,
     /// The same as of the turn before.
     commit_told_before: BTreeMap<u64, (u64, u64)>,
+    campaigns: Campaigns,
+    /// Contexts under which it asked its leaders for reads, in any life.
+    read_contexts: BTreeSet<Bytes>,
 }
 
 /// Last term and index of a log.
@@ -64,6 +70,8 @@ impl ReplicaModel {
             asked: BTreeMap::new(),
             commit_told: BTreeMap::new(),
             commit_told_before: BTreeMap::new(),
+            campaigns: Campaigns::begin(&recovered.entries),
+            read_contexts: BTreeSet::new(),
         }
     }
 
@@ -73,6 +81,7 @@ impl ReplicaModel {
     }
 
     pub fn received(&mut self, message: &Message) {
+        self.campaigns.received(message);
         if message.msg_type() == MessageType::MsgRequestVote {
             let (mine, theirs) = (self.log_end(), (message.log_term, message.index));
             self.asked.insert((message.term, message.from), (theirs, mine));
@@ -94,6 +103,7 @@ impl ReplicaModel {
         self.may_leave = 0;
         self.leads = None;
         self.asked.clear();
+        self.campaigns = Campaigns::begin(&recovered.entries);
         self.is_damaged = false;
     }
 
@@ -204,7 +214,7 @@ impl GroupModel {
     ) -> Result<(), Breach> {
         self.agrees(&recovered.base, id)?;
         let Some(model) = self.replicas.get_mut(&id) else {
-            self.replicas.insert(id, ReplicaModel::new(id, recovered));
+            self.replicas.insert(id, Box::new(ReplicaModel::new(id, recovered)));
             return Ok(());
         };
         if created && model.is_established {
@@ -277,7 +287,17 @@ impl GroupModel {
         if model.commit_told_before != model.commit_told {
             model.commit_told_before.clone_from(&model.commit_told);
         }
+        let is_durable = model.under_way.iter().all(|written| written.base.is_none() && written.entries.is_empty());
+        model.campaigns.wrote(&effects.write.entries);
+        let configurations = self.agreed.configurations_for(model.applied + 1);
+        model.campaigns.check(model.id, effects, configurations, model.applied, is_durable)?;
+        if effects.send_now.iter().any(asks_to_sleep) {
+            self.check_sleep(model)?;
+        }
         model.write(effects)?;
+        if leads {
+            self.check_change(model, effects, term)?;
+        }
         if model.promises_unsynced() && !effects.send_now.is_empty() {
             let what = format!("{} messages leave at once; term or vote is not durable", effects.send_now.len());
             return Err(("promise-before-sync", what));
@@ -381,7 +401,8 @@ impl GroupModel {
     fn check_majority(&self, model: Option<&ReplicaModel>, index: u64, term: u64) -> Result<(), Breach> {
         let holds = |id: &u64| {
             let id = ReplicaId(*id);
-            let replica = model.filter(|model| model.id == id).or_else(|| self.replicas.get(&id));
+            let known = || self.replicas.get(&id).map(|known| &**known);
+            let replica = model.filter(|model| model.id == id).or_else(known);
             replica.is_some_and(|replica| replica.durable.holds(index, term))
         };
         let majority = |ids: &[u64]| ids.iter().filter(|id| holds(id)).count() > ids.len() / 2;
@@ -396,6 +417,7 @@ impl GroupModel {
         let holders: Vec<String> = self
             .replicas
             .values()
+            .map(|replica| &**replica)
             .chain(model)
             .filter(|replica| replica.durable.holds(index, term))
             .map(|replica| replica.id.to_string())
@@ -456,7 +478,48 @@ impl GroupModel {
         if kind == MessageType::MsgAppend {
             return self.sent_append(id, message);
         }
+        if kind == MessageType::MsgReadIndex {
+            let context = message.entries.first().map(|entry| entry.data.clone()).unwrap_or_default();
+            if !model.read_contexts.insert(context.clone()) {
+                return Err(("context-reused", format!("a read is asked for as {context:x}, as an earlier one was")));
+            }
+        }
         Ok(())
+    }
+
+    /// A leader changes the membership only after it has committed an entry of its own term (Ongaro, raft-dev, July 2015): such an entry lies
+    /// durably on a majority by then.
+    fn check_change(&self, model: &ReplicaModel, effects: &Effects, term: u64) -> Result<(), Breach> {
+        let is_change = |entry: &&raft::eraftpb::Entry| entry.entry_type() != EntryType::EntryNormal;
+        let Some(change) = effects.write.entries.iter().find(is_change).filter(|change| change.term == term) else {
+            return Ok(());
+        };
+        let own = (model.live.base.0 + 1..change.index).rev();
+        let first = own.take_while(|index| model.live.term_of(*index) == Some(term)).last();
+        let committed = first.is_some_and(|first| self.check_majority(Some(model), first, term).is_ok());
+        if committed || model.live.base.1 == term {
+            return Ok(());
+        }
+        let what = format!(
+            "leader of term {term} changes the membership at {}; nothing of its term is committed",
+            change.index
+        );
+        Err(("change-before-commit", what))
+    }
+
+    /// A group is sent to sleep only when all of its members have all there is: nobody would bring the others the rest. `model` is the
+    /// leader as it was before this turn's writes, which may come of what woke it again.
+    fn check_sleep(&self, model: &ReplicaModel) -> Result<(), Breach> {
+        let (last, term) = (model.live.last(), model.live.last_term());
+        let conf = self.agreed.configuration();
+        let lacks = |id: &&u64| {
+            let replica = self.replicas.get(&ReplicaId(**id));
+            let counts = |replica: &&Box<ReplicaModel>| !replica.is_lost && !replica.is_damaged;
+            replica.filter(counts).is_some_and(|replica| !replica.durable.holds(last, term))
+        };
+        let Some(lacking) = conf.voters.iter().chain(&conf.learners).find(lacks) else { return Ok(()) };
+        let what = format!("the group is sent to sleep behind {last}/{term}, which {} lacks", ReplicaId(*lacking));
+        Err(("sleep-unmatched", what))
     }
 
     fn votes(&mut self, id: ReplicaId, term: u64, candidate: ReplicaId) -> Result<(), Breach> {

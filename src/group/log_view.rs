@@ -215,6 +215,13 @@ impl LogView {
         self.wanted.get_mut().base_open = false;
     }
 
+    /// Bytes of applied entries in memory, and reads under way.
+    pub(super) fn held(&self) -> (usize, usize) {
+        let unapplied = self.cached.iter().rev().take_while(|entry| entry.index > self.applied.0);
+        let unapplied_bytes: usize = unapplied.map(|entry| entry.encoded_len()).sum();
+        (self.cached_bytes - unapplied_bytes, self.wanted.borrow().open.len())
+    }
+
     fn cached_first(&self) -> u64 {
         self.cached.front().map_or(self.terms.last_index().0 + 1, |entry| entry.index)
     }

@@ -82,7 +82,40 @@ pub struct MemberStatus {
     pub silent_ticks: Option<u64>,
 }
 
+/// What a replica holds in memory beside its state machine, for who watches that all of it is bounded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// Bytes of applied entries, kept for followers.
+    pub applied_bytes: usize,
+    /// Reads of segments that Raft waits for.
+    pub fetches: usize,
+    /// Messages with entries in flight to the member that has most of them; on a leader.
+    pub inflight_messages: usize,
+    /// Commands queued or waiting for their entry.
+    pub proposals: usize,
+    /// Reads that wait.
+    pub reads: usize,
+    /// Bytes proposed and not committed; on a leader.
+    pub uncommitted_bytes: u64,
+}
+
 impl<S: StateMachine> Replica<S> {
+    /// What it holds in memory.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        let raft = &self.raw_node.raft;
+        let (applied_bytes, fetches) = raft.store().held();
+        let inflight = raft.prs().iter().filter(|_| self.is_leader()).map(|(_, progress)| progress.ins.count());
+        Held {
+            applied_bytes,
+            fetches,
+            inflight_messages: inflight.max().unwrap_or(0),
+            proposals: self.proposals.count(),
+            reads: self.reads.count(),
+            uncommitted_bytes: raft.uncommitted_size() as u64,
+        }
+    }
+
     /// This replica's role.
     #[must_use]
     pub fn role(&self) -> Role {
