@@ -2,7 +2,7 @@
 
 use super::world::World;
 use balsa::ids::GroupId;
-use balsa::limits::{PROPOSALS_WAITING_MAX, READS_WAITING_MAX};
+use balsa::limits::{PROPOSALS_WAITING_MAX, READS_WAITING_MAX, REPLICAS_MAX};
 
 /// The largest entry that clients of this world come up with.
 const ENTRY_BYTES: u64 = 32 << 10;
@@ -27,11 +27,9 @@ impl World {
         let hosted = self.nodes[node as usize].process.as_ref()?.groups.get(&group)?;
         let (replica, options) = (&hosted.replica, &self.shared.options);
         let held = replica.held();
-        let conf = replica.conf_state();
-        let members = conf.voters.len() + conf.voters_outgoing.len() + conf.learners.len();
         let bounds = [
             ("bytes of applied entries", held.applied_bytes as u64, options.log_cache_bytes_max as u64),
-            ("reads for followers", held.fetches as u64, members as u64),
+            ("reads for followers", held.fetches as u64, REPLICAS_MAX as u64),
             ("messages in flight", held.inflight_messages as u64, options.inflight_messages_max as u64),
             ("bytes not committed", held.uncommitted_bytes, options.uncommitted_bytes_max + ENTRY_BYTES),
             ("commands waiting", held.proposals as u64, PROPOSALS_WAITING_MAX as u64),

@@ -63,7 +63,8 @@ pub fn record_probe(shared: &Shared, log: &Log, payload: u64, invoked_us: u64, o
     });
 }
 
-/// Reads every replica's whole log, once it has caught up. Replicas that were damaged may refuse.
+/// Reads every replica's whole log, once it has caught up, and they all end alike: what clients had under way when they stopped may
+/// still come. Replicas that were damaged may refuse.
 pub async fn converge(
     shared: Arc<Shared>,
     client: Client,
@@ -71,31 +72,48 @@ pub async fn converge(
     may_refuse: BTreeSet<u32>,
 ) -> Result<(), String> {
     for log in &shared.logs {
-        let tail = client.tail(&log.topic, log.partition, false).await;
-        let tail = tail.map_err(|error| format!("{} tells no tail: {error}", log.key))?;
-        let reads = nodes.iter().map(|node| replica(&shared, log, *node, tail.tail.0, may_refuse.contains(node)));
-        futures::future::join_all(reads).await.into_iter().collect::<Result<(), String>>()?;
+        let begun = now_us();
+        let finals = loop {
+            let tail = client.tail(&log.topic, log.partition, false).await;
+            let tail = tail.map_err(|error| format!("{} tells no tail: {error}", log.key))?;
+            let reads = nodes.iter().map(|node| replica(&shared, log, *node, tail.tail.0, may_refuse.contains(node)));
+            let read = futures::future::join_all(reads).await.into_iter().collect::<Result<Vec<_>, String>>()?;
+            let read: Vec<(u64, FinalLog)> = read.into_iter().flatten().collect();
+            let alike = read.iter().all(|(end, _)| *end == read[0].0);
+            if alike || now_us() - begun > LIVENESS_BOUND.as_micros() as u64 {
+                break read;
+            }
+            sleep(POLL).await;
+        };
+        for (end, read) in finals {
+            shared.stage.event(read.node, "final", &[log.group, end], || format!("{} ends at {end}", log.key));
+            shared.stage.lock().history.final_log(read);
+        }
     }
     Ok(())
 }
 
-async fn replica(shared: &Shared, log: &Log, node: u32, tail: u64, may_refuse: bool) -> Result<(), String> {
+/// One replica's whole log and where it ends; `None` if it refuses and may.
+async fn replica(
+    shared: &Shared,
+    log: &Log,
+    node: u32,
+    tail: u64,
+    may_refuse: bool,
+) -> Result<Option<(u64, FinalLog)>, String> {
     let begun = now_us();
     loop {
         let from = balsa::client::wire::read_request::From::Earliest(true);
         let got = doors::read(log, node, from, true, READ_PATIENCE).await;
         let end = got.records.last().map_or(0, |(offset, _)| offset + 1);
         if got.ended.is_ok() && (end >= tail || got.records.is_empty()) {
-            shared.stage.event(node, "final", &[log.group, end], || format!("{} ends at {end}", log.key));
             let start = got.records.first().map_or(tail, |(offset, _)| *offset);
-            let log = FinalLog { node, partition: log.key, start, records: got.records };
-            shared.stage.lock().history.final_log(log);
-            return Ok(());
+            return Ok(Some((end, FinalLog { node, partition: log.key, start, records: got.records })));
         }
         if now_us() - begun > LIVENESS_BOUND.as_micros() as u64 {
             if may_refuse {
                 shared.stage.hit("refused.read");
-                return Ok(());
+                return Ok(None);
             }
             let ended = got.ended.err().map(|status| status.message().to_owned());
             return Err(format!("{}: node {node} has {end} of {tail} after {LIVENESS_BOUND:?}; {ended:?}", log.key));

@@ -65,6 +65,8 @@ struct State {
     life: u32,
     /// Its directory was emptied since the cluster was founded.
     wiped: bool,
+    /// All that its journal holds is on record as synced: rot there can't be taken for a torn write.
+    marked: bool,
     /// Tells the process to stop.
     stop: Option<oneshot::Sender<()>>,
     rng: StdRng,
@@ -143,6 +145,7 @@ impl Machine {
                 process: Process::Down,
                 life: 0,
                 wiped: false,
+                marked: false,
                 stop: None,
                 rng: StdRng::seed_from_u64(seed),
             }),
@@ -216,8 +219,29 @@ impl Machine {
             machine
                 .stage
                 .event(machine.id, "disk", &numbers, || format!("{kind:?} {} {position}+{len}", path.display()));
+            machine.note_mark(operation);
             watch.operation(&machine, operation);
         })));
+    }
+
+    fn note_mark(&self, operation: &Operation) {
+        let name = operation.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        match operation.kind {
+            OperationKind::Write if name.starts_with("journal-") => self.state().marked = false,
+            OperationKind::Sync if name == "marks" => self.state().marked = true,
+            _ => {}
+        }
+    }
+
+    /// A file of this machine, which is down, was damaged. Where the end of a journal is not on record as synced, rot can be taken for a
+    /// torn write: what a start finds then is not compared.
+    pub fn rotted(&self, path: &Path) {
+        let is_journal =
+            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("journal-"));
+        if is_journal && !self.state().marked {
+            self.stage.hit("rot.unmarked");
+            self.stage.node_down(self.id, Down::Damaged);
+        }
     }
 
     /// Neither slow nor hung.

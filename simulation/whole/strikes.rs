@@ -750,6 +750,7 @@ impl Strikes {
             },
         };
         self.damaged.insert(node);
+        machine.rotted(&path);
         self.stage.hit(&format!("rot.{}", class_of(&path)));
         Some((node, format!("{} {what}", path.display())))
     }
@@ -817,6 +818,9 @@ impl Strikes {
             disk.set_capacity(full.then(|| disk.bytes_used() + free));
             if full {
                 self.may_end.insert(machine.id);
+                self.full.insert(machine.id); // a life that begins meanwhile may end, too
+            } else {
+                self.full.remove(&machine.id);
             }
         }
         self.stage.hit("calm.full");

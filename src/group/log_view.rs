@@ -234,6 +234,9 @@ impl LogView {
             }
             return;
         }
+        if wanted.open.len() >= REPLICAS_MAX {
+            return; // the disk hangs: Raft asks again with its next heartbeat
+        }
         wanted.next_number += 1;
         let number = wanted.next_number;
         let fetch = Fetch::Entries { number, lo: LogIndex(lo), hi: LogIndex(hi), bytes_max };
