@@ -130,7 +130,7 @@ mod tests {
     /// What one append costs, of `TOGETHER` at a time, once the queues have grown to their size.
     fn cost_of(batch: &Bytes) -> Cost {
         let mut trio = Trio::new();
-        let mut rounds = |trio: &mut Trio| {
+        let rounds = |trio: &mut Trio| {
             for _ in 0..ROUNDS {
                 trio.append((0..TOGETHER).map(|_| command(batch)));
             }
