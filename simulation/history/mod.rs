@@ -73,7 +73,7 @@ pub struct SessionPlace {
 }
 
 /// An append, or one attempt at it.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Append {
     pub client: u32,
     pub partition: PartitionKey,
@@ -88,7 +88,7 @@ pub struct Append {
 }
 
 /// A read, stale or not: the records it gave.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Read {
     pub client: u32,
     pub partition: PartitionKey,
@@ -102,7 +102,7 @@ pub struct Read {
 }
 
 /// A linearizable tail. A read that is not stale and ran to the tail is one too: record both.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Tail {
     pub client: u32,
     pub partition: PartitionKey,
@@ -113,7 +113,7 @@ pub struct Tail {
 }
 
 /// A node's whole log, read after everything was healed.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct FinalLog {
     pub node: u32,
     pub partition: PartitionKey,
@@ -124,7 +124,7 @@ pub struct FinalLog {
 }
 
 /// What a watcher was told, over all its resumptions.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Watch {
     pub client: u32,
     /// What is watched: watchers of the same subject must be told the same.
@@ -154,7 +154,7 @@ pub struct Fence {
 }
 
 /// An append that stands behind a fence, known by its payload number.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Fenced {
     pub partition: PartitionKey,
     pub payload: u64,
@@ -162,7 +162,7 @@ pub struct Fenced {
 }
 
 /// A fence that was raised, as its holder was told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Raise {
     pub client: u32,
     pub partition: PartitionKey,
@@ -180,7 +180,7 @@ pub struct Stamp {
 }
 
 /// A question for the first offset at or after a time, and its answer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct ByTime {
     pub client: u32,
     pub partition: PartitionKey,
@@ -198,7 +198,7 @@ pub struct Broken {
 }
 
 /// See the module's text.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Default, PartialEq, Debug)]
 pub struct History {
     pub appends: Vec<Append>,
     pub reads: Vec<Read>,
