@@ -336,7 +336,9 @@ impl World {
         let lasts_us = self.mischief.chance.within(100_000..6_000_000);
         if self.is_up(node) {
             self.struck(FaultClass::Pause);
-            self.nodes[node as usize].paused_until = self.shared.now + lasts_us;
+            // A shorter pause within a longer one ends nothing: what waits for its end would come late, and the disk with it.
+            let until = &mut self.nodes[node as usize].paused_until;
+            *until = (*until).max(self.shared.now + lasts_us);
         }
     }
 

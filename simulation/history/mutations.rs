@@ -10,6 +10,7 @@ use super::{Append, History, Outcome, PartitionKey, Receipt, SessionPlace};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::Rng;
+use std::collections::BTreeSet;
 
 /// One way of making a good history bad.
 pub struct Mutation {
@@ -519,8 +520,12 @@ fn change_place(history: &mut History, place: SessionPlace, to: SessionPlace) {
     }
 }
 
+/// Of batches that the logs still hold: nobody can tell where the others were.
 fn places(history: &History) -> Vec<SessionPlace> {
-    let mut places: Vec<SessionPlace> = history.appends.iter().filter_map(|append| append.session).collect();
+    let there: BTreeSet<u64> =
+        history.final_logs.iter().flat_map(|log| &log.records).map(|(_, payload)| *payload).collect();
+    let held = history.appends.iter().filter(|append| there.contains(&append.payload));
+    let mut places: Vec<SessionPlace> = held.filter_map(|append| append.session).collect();
     places.sort_unstable();
     places.dedup();
     places

@@ -1,7 +1,8 @@
 //! One append stream to one server, as a task: requests in, answers out as events to the producer's driver.
 //!
-//! Requests go out, and answers come in, by the lot: as many as there are. It decides nothing. When the stream ends, for whatever reason, it says so once; which batches that concerns is the
-//! driver's to know. Requests wait unbounded here because the driver bounds what is in flight.
+//! Requests go out, and answers come in, by the lot: as many as there are. It decides nothing. When the stream ends, for whatever
+//! reason, it says so once; which batches that concerns is the driver's to know. Requests wait unbounded here because the driver
+//! bounds what is in flight.
 
 use super::super::{log_client, wire, Client, ClientError, Outcome, Session, Topic};
 use futures::{FutureExt, StreamExt};
