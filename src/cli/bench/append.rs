@@ -136,11 +136,10 @@ async fn unary(load: Load, client: Client, number: u32, partitions: u32, window:
     let (mut measured, mut under_way) = (Measured::new()?, JoinSet::new());
     let (value, clock, mut schedule) = (filler(load.record_bytes), Clock::default(), Schedule::of(&load));
     let topic: Arc<str> = load.topic.as_str().into();
-    let mut note = |done: Result<Result<Instant, ClientError>, tokio::task::JoinError>| {
-        let since = done.map_err(|error| Failure::failed(format!("a worker failed: {error}")))??;
-        let now = Instant::now();
-        if window.holds(now) {
-            measured.note(now - since, u64::from(load.batch));
+    let mut note = |done: Result<Result<(Instant, Instant), ClientError>, tokio::task::JoinError>| {
+        let (since, acknowledged) = done.map_err(|error| Failure::failed(format!("a worker failed: {error}")))??;
+        if window.holds(acknowledged) {
+            measured.note(acknowledged - since, u64::from(load.batch));
         }
         Ok::<(), Failure>(())
     };
@@ -163,7 +162,7 @@ async fn unary(load: Load, client: Client, number: u32, partitions: u32, window:
         let batch = batch(&load, &value, &clock)?;
         let (client, topic, partition) = (client.clone(), topic.clone(), turn % partitions);
         under_way.spawn(async move {
-            client.append(&topic, partition, batch, &AppendConditions::default()).await.map(|_| since)
+            client.append(&topic, partition, batch, &AppendConditions::default()).await.map(|_| (since, Instant::now()))
         });
         turn = turn.wrapping_add(1);
     }
