@@ -1,12 +1,13 @@
 //! One hosted group, and the order in which its effects are performed: that of the driver.
 
 use super::process::{Failure, Job, JobDone, Process};
-use super::shared::{Reply, Shared};
+use super::shared::{Event, Reply, Shared};
 use crate::faults::Trigger;
 use balsa::group::effects::{Effects, Fetch};
 use balsa::group::machine::StateMachine;
 use balsa::group::observe::Observed;
 use balsa::group::replica::Replica;
+use balsa::group::untold::COMMIT_UNTOLD;
 use balsa::ids::{GroupId, LogIndex, Offset, ReplicaId};
 use balsa::journal::base::Base;
 use balsa::journal::GroupWrite;
@@ -123,6 +124,11 @@ impl Process {
                 break;
             }
             self.perform(group, effects, shared);
+        }
+        let told = self.groups.get(&group).and_then(|hosted| hosted.replica.commits_told());
+        if told.is_some_and(|told| self.untold.note(group, told)) {
+            let due = Event::CommitsDue { node: self.node, life: self.life };
+            shared.after(COMMIT_UNTOLD.as_micros() as u64, due);
         }
         self.flush_if_worth_it(group, shared);
     }

@@ -17,6 +17,7 @@ use balsa::group::log_time::ClockTrust;
 use balsa::group::observe::Observed;
 use balsa::group::replica::{Replica, ReplicaOptions};
 use balsa::group::sleep;
+use balsa::group::untold::Untold;
 use balsa::ids::{GroupId, Incarnation, NodeId, ReplicaId, TimestampMs};
 use balsa::journal::base::Base;
 use balsa::journal::{GroupWrite, IdleProgress, Journal, JournalError, JournalIdentity, Recovered, RecoveredGroup};
@@ -107,6 +108,7 @@ pub struct Process {
     pub disk: Arc<dyn Disk>,
     pub groups: BTreeMap<GroupId, Hosted>,
     pub dirty: BTreeSet<GroupId>,
+    pub untold: Untold,
     pub round: Vec<GroupWrite>,
     pub round_number: u64,
     pub awaiting_sync: BTreeMap<u64, Vec<GroupId>>,
@@ -195,6 +197,7 @@ impl Process {
             disk,
             groups: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            untold: Untold::default(),
             round: Vec::new(),
             round_number: 0,
             awaiting_sync: BTreeMap::new(),
@@ -406,6 +409,16 @@ impl Process {
                 self.host(group, id, base, SegmentsOptions { group, ..shared.options.segments });
             }
             self.leave_full_leadership(others_full);
+        }
+        self.turn(shared);
+    }
+
+    pub fn on_commits_due(&mut self, shared: &mut Shared) {
+        for (group, told) in self.untold.due() {
+            if let Some(hosted) = self.groups.get_mut(&group) {
+                hosted.replica.tell_commits(told);
+                self.dirty.insert(group);
+            }
         }
         self.turn(shared);
     }

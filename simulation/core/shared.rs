@@ -54,6 +54,11 @@ pub enum Event {
         life: u64,
         since: u64,
     },
+    /// Commits have waited long enough for an append that tells of them.
+    CommitsDue {
+        node: u32,
+        life: u64,
+    },
     Start {
         node: u32,
     },
@@ -115,6 +120,7 @@ impl Event {
             | Event::Gate { node, .. }
             | Event::Synced { node, .. }
             | Event::Idle { node, .. }
+            | Event::CommitsDue { node, .. }
             | Event::Lost { node, .. }
             | Event::Request { node, .. }
             | Event::Hasty { node, .. } => Some(*node),

@@ -151,6 +151,9 @@ impl World {
             Event::Idle { node, life, since } => {
                 self.with(node, Some(life), |process, shared| process.on_idle(since, shared));
             }
+            Event::CommitsDue { node, life } => {
+                self.with(node, Some(life), |process, shared| process.on_commits_due(shared));
+            }
             Event::Lost { node, peer } => self.lose_link(node, peer),
             Event::Start { node } => self.start(node),
             Event::Request { node, client, token } => self.on_request(node, client, token),

@@ -6,7 +6,7 @@
 use super::effects::ProposeError;
 use super::machine::StateMachine;
 use super::replica::Replica;
-use crate::ids::{NodeId, ReplicaId, Term};
+use crate::ids::{LogIndex, NodeId, ReplicaId, Term};
 use crate::reached;
 use raft::{ProgressState, SnapshotStatus, StateRole, INVALID_ID};
 use slog::info;
@@ -56,6 +56,22 @@ impl<S: StateMachine> Replica<S> {
     pub fn campaign_soon(&mut self, rank: u64) {
         self.wake();
         self.elections.hurry(rank, self.raw_node.raft.term);
+    }
+
+    /// Through where this leader's followers have been told of commits, if that is behind; see [`super::untold`].
+    #[must_use]
+    pub fn commits_told(&self) -> Option<LogIndex> {
+        let raft = &self.raw_node.raft;
+        let behind =
+            self.is_leader() && self.told_commit < raft.raft_log.committed && raft.prs().iter().nth(1).is_some();
+        behind.then_some(LogIndex(self.told_commit))
+    }
+
+    /// Tells them, unless an append has told them more than `told` since.
+    pub fn tell_commits(&mut self, told: LogIndex) {
+        if self.commits_told() == Some(told) {
+            self.raw_node.raft.bcast_append();
+        }
     }
 
     /// Whether this replica may lead. If not it hands leadership over, stops leading after an election timeout in any case,

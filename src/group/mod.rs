@@ -41,3 +41,4 @@ pub mod status;
 mod tampering;
 pub mod terms;
 mod turn;
+pub mod untold;

@@ -71,7 +71,7 @@ impl ReplicaOptions {
             check_quorum: !planted!("no-check-quorum"),
             pre_vote: !planted!("no-pre-vote"),
             read_only_option: ReadOnlyOption::Safe,
-            skip_bcast_commit: false,
+            skip_bcast_commit: true, // told with the next append, or by `Replica::tell_commits`
             batch_append: true,
             max_uncommitted_size: self.uncommitted_bytes_max,
             max_committed_size_per_ready: APPLIED_BYTES_PER_TURN_MAX,

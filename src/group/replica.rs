@@ -76,6 +76,8 @@ pub struct Replica<S: StateMachine> {
     pub(super) commits_written: VecDeque<(u64, u64)>,
     /// The commit that a restart would find on disk.
     durable_commit: u64,
+    /// The highest commit that an append has told of.
+    pub(super) told_commit: u64,
     pub(super) may_lead: bool,
     /// Still leading at this tick, a leader that should hand over just stops.
     pub(super) step_down_at: Option<u64>,
@@ -161,6 +163,7 @@ impl<S: StateMachine> Replica<S> {
             last_change: base.index,
             commits_written: VecDeque::new(),
             durable_commit: hard_state.commit,
+            told_commit: hard_state.commit,
             may_lead: true,
             step_down_at: None,
             led: None,

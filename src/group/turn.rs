@@ -247,6 +247,8 @@ impl<S: StateMachine> Replica<S> {
         let bytes_max = self.options.message_bytes_max;
         effects.send_after_sync = sendable(ready.take_persisted_messages(), bytes_max);
         let mut messages = sendable(ready.take_messages(), bytes_max);
+        let appends = messages.iter().filter(|message| message.msg_type() == MessageType::MsgAppend);
+        self.told_commit = appends.map(|append| append.commit).fold(self.told_commit, u64::max);
         if [planted!("commit-beyond-last-index"), planted!("commit-beyond-the-matched")].contains(&true) {
             self.unclamp_commits(&mut messages);
         }

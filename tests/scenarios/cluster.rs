@@ -223,7 +223,11 @@ impl Cluster {
         loop {
             self.show_role(number);
             let node = self.nodes.get_mut(&number).expect("a node of the cluster");
-            let Some(effects) = node.replica.as_mut().and_then(Replica::take_effects) else { break };
+            let Some(replica) = node.replica.as_mut() else { break };
+            if let Some(told) = replica.commits_told() {
+                replica.tell_commits(told);
+            }
+            let Some(effects) = replica.take_effects() else { break };
             self.perform(number, effects);
         }
         self.show_role(number);

@@ -294,6 +294,10 @@ impl<S: StateMachine> Driver<S> {
             self.perform(group, effects);
         }
         let Some(hosted) = self.groups.get_mut(&group) else { return };
+        let told = hosted.replica.commits_told();
+        if told.is_some_and(|told| self.untold.note(group, told)) {
+            jobs::commits_due(self.jobs.clone());
+        }
         if applied_or_moved {
             hosted.publish();
             self.tell_led(group);
@@ -458,6 +462,7 @@ impl<S: StateMachine> Driver<S> {
                     self.with_group(group, |hosted| hosted.replica.base_unavailable());
                 }
             },
+            JobDone::CommitsDue => self.on_commits_due(),
             JobDone::Space { free_bytes } => self.on_space(free_bytes),
             JobDone::DirRemoved { result } => {
                 if let Err(error) = result {

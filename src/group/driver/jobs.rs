@@ -3,6 +3,7 @@
 use super::handle::{CommandError, ReadOutcome};
 use crate::disk::Disk;
 use crate::group::effects::Fetch;
+use crate::group::untold::COMMIT_UNTOLD;
 use crate::ids::{GroupId, Offset, ReplicaId, TimestampMs};
 use crate::journal::base::Base;
 use crate::segments::{
@@ -30,6 +31,8 @@ pub(super) enum JobDone {
     FetchedBase { group: GroupId, base: Result<Base, SegmentsError> },
     /// Free space was looked at.
     Space { free_bytes: io::Result<u64> },
+    /// Commits have waited long enough for an append that tells of them.
+    CommitsDue,
     /// A removed group's files are gone.
     DirRemoved { result: io::Result<()> },
 }
@@ -45,6 +48,14 @@ pub(super) fn spawn(jobs: mpsc::UnboundedSender<JobDone>, job: impl Future<Outpu
 pub(super) fn check_space(disk: &dyn Disk, dir: &Path, jobs: mpsc::UnboundedSender<JobDone>) {
     let free_bytes = disk.free_bytes(dir);
     spawn(jobs, async move { JobDone::Space { free_bytes: free_bytes.await } });
+}
+
+/// Lets commits wait for an append that tells of them.
+pub(super) fn commits_due(jobs: mpsc::UnboundedSender<JobDone>) {
+    spawn(jobs, async move {
+        tokio::time::sleep(COMMIT_UNTOLD).await;
+        JobDone::CommitsDue
+    });
 }
 
 /// Removes a group's directory.

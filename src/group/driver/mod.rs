@@ -26,6 +26,7 @@ use crate::group::machine::StateMachine;
 use crate::group::observe::{Observed, Observer};
 use crate::group::replica::ReplicaOptions;
 use crate::group::sleep;
+use crate::group::untold::Untold;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::journal::{GroupWrite, JournalError, JournalHandle, JournalReport, Recovered};
 use crate::peers::{PeerEvent, Peers};
@@ -145,6 +146,7 @@ pub struct Driver<S: StateMachine> {
     round: Vec<GroupWrite>,
     round_number: u64,
     outboxes: BTreeMap<NodeId, Vec<crate::peers::wire::GroupMessage>>,
+    untold: Untold,
     /// Who waits for which token.
     waiters: slab::Slab<Waiting>,
     /// Removed groups whose files go once the round that holds the tombstone is durable.
@@ -231,6 +233,7 @@ pub async fn start<S: StateMachine>(
         round: Vec::new(),
         round_number: 0,
         outboxes: BTreeMap::new(),
+        untold: Untold::default(),
         waiters: slab::Slab::new(),
         removing: BTreeMap::new(),
         tombstones: recovered.removed,
@@ -364,6 +367,15 @@ impl<S: StateMachine> Driver<S> {
         let later = self.removing.split_off(&(through + 1));
         for group in std::mem::replace(&mut self.removing, later).into_values().flatten() {
             jobs::remove_dir(&*self.disk, &self.group_dir(group), self.jobs.clone());
+        }
+    }
+
+    fn on_commits_due(&mut self) {
+        for (group, told) in self.untold.due() {
+            if let Some(hosted) = self.groups.get_mut(&group) {
+                hosted.replica.tell_commits(told);
+                self.dirty.insert(group);
+            }
         }
     }
 

@@ -1,0 +1,43 @@
+//! Commits that followers have not been told of.
+//!
+//! What a majority holds is committed the moment its leader counts it, and acknowledged then; followers hear of it with the
+//! next append. A message of its own would cost them and the leader as much as an append does, and under load an append
+//! follows at once. Where none does for a moment the driver has the commit told, so that those who read from followers wait no longer.
+//! Of many groups at a time it does not: their heartbeats tell, at the next tick.
+
+use crate::ids::{GroupId, LogIndex};
+use crate::reached;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long a commit waits for an append that tells of it.
+pub const COMMIT_UNTOLD: Duration = Duration::from_millis(5);
+/// Groups told of in one moment at most.
+const TOLD_MAX: usize = 16;
+
+/// Groups led here whose followers lag behind the commit index, with the index that they knew when the moment began.
+#[derive(Default)]
+pub struct Untold {
+    told: BTreeMap<GroupId, LogIndex>,
+}
+
+impl Untold {
+    /// A group's followers know commits through `told` alone. True if a moment begins: [`Untold::due`] is to be called
+    /// when it is over.
+    #[must_use]
+    pub fn note(&mut self, group: GroupId, told: LogIndex) -> bool {
+        let begins = self.told.is_empty();
+        self.told.entry(group).or_insert(told);
+        begins
+    }
+
+    /// The moment is over: the groups to tell of, unless they were told meanwhile.
+    pub fn due(&mut self) -> BTreeMap<GroupId, LogIndex> {
+        let due = std::mem::take(&mut self.told);
+        if due.len() > TOLD_MAX {
+            reached!("commits of many groups left to heartbeats");
+            return BTreeMap::new();
+        }
+        due
+    }
+}
