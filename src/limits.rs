@@ -27,6 +27,9 @@ pub const RAFT_MESSAGE_BYTES_MAX: u64 = 1 << 20;
 pub const RAFT_INFLIGHT_MESSAGES_MAX: usize = 256;
 /// Bytes proposed and not yet committed, per group; beyond this proposals are refused.
 pub const RAFT_UNCOMMITTED_BYTES_MAX: u64 = 32 << 20;
+/// Bytes of one group proposed and not yet committed beyond which its commands wait for their turn: whatever is appended to one
+/// partition, its share of a journal's round, of a link's window and of a follower's disk stays bounded, and others get by.
+pub const RAFT_PIPELINE_BYTES: u64 = 2 << 20;
 /// Proposals waiting in one group for their commit; beyond this proposals are refused.
 pub const PROPOSALS_WAITING_MAX: usize = 65_536;
 /// Reads waiting in one group for their index; beyond this reads are refused.
@@ -113,12 +116,14 @@ pub const SEGMENT_BYTES: u64 = 128 << 20;
 pub const SEGMENT_INDEX_STRIDE_BYTES: u64 = 16 << 10;
 /// Bytes of a group's newest frames kept in memory for readers and followers.
 pub const TAIL_CACHE_BYTES: usize = 2 << 20;
+/// The same for all groups of a node: with many of them each has less.
+pub const TAIL_CACHES_BYTES: usize = 128 << 20;
 
 const _: () = assert!(BATCH_BYTES_MAX < COMMAND_BYTES_MAX && COMMAND_BYTES_MAX < ENTRY_BYTES_MAX);
 const _: () = assert!(ENTRY_COALESCED_BYTES_MAX <= ENTRY_BYTES_MAX);
 // raft refuses every proposal of a group whose uncommitted bound lies below the size of one message.
 const _: () = assert!(RAFT_UNCOMMITTED_BYTES_MAX > RAFT_MESSAGE_BYTES_MAX);
-const _: () = assert!(RAFT_UNCOMMITTED_BYTES_MAX as usize > ENTRY_BYTES_MAX);
+const _: () = assert!(RAFT_UNCOMMITTED_BYTES_MAX > RAFT_PIPELINE_BYTES + ENTRY_BYTES_MAX as u64);
 const _: () = assert!(SNAPSHOT_BYTES_MAX < PEER_MESSAGE_BYTES_MAX);
 const _: () = assert!(PEER_BATCH_BYTES_MAX + COMMAND_BYTES_MAX < PEER_MESSAGE_BYTES_MAX);
 const _: () = assert!(COMMAND_BYTES_MAX < FORWARD_HELD_BYTES_MAX && LINK_WINDOW_BATCHES >= 4);

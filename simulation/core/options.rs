@@ -42,6 +42,7 @@ pub struct Options {
     pub log_cache_bytes_max: usize,
     pub message_bytes_max: u64,
     pub inflight_messages_max: usize,
+    pub pipeline_bytes: u64,
     pub uncommitted_bytes_max: u64,
     pub journal: JournalOptions,
     pub segments: SegmentsOptions,
@@ -78,6 +79,7 @@ impl Options {
             log_cache_bytes_max: [0, 500, 8 << 10, 1 << 20][chance.below(4) as usize],
             message_bytes_max,
             inflight_messages_max: [4, 256][chance.below(2) as usize],
+            pipeline_bytes: [300, 4 << 20][chance.below(2) as usize],
             uncommitted_bytes_max,
             journal: JournalOptions {
                 file_bytes: journal_bytes,

@@ -772,6 +772,7 @@ fn replica_options(group: GroupId, id: ReplicaId, life: u64, shared: &mut Shared
     options.log_cache_bytes_max = drawn.log_cache_bytes_max;
     options.message_bytes_max = drawn.message_bytes_max;
     options.inflight_messages_max = drawn.inflight_messages_max;
+    options.pipeline_bytes = drawn.pipeline_bytes;
     options.uncommitted_bytes_max = drawn.uncommitted_bytes_max;
     options.seed = shared.chance.next();
     options

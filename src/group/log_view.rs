@@ -115,6 +115,12 @@ impl LogView {
         }
     }
 
+    /// Bounds the applied entries in memory anew.
+    pub(super) fn set_cache_bytes(&mut self, bytes: usize) {
+        self.cached_bytes_max = bytes;
+        self.applied_to(self.applied);
+    }
+
     /// Starts anew behind an installed snapshot.
     pub(super) fn install(&mut self, index: LogIndex, term: Term) {
         self.terms = TermRuns::empty(index, term);

@@ -2,7 +2,8 @@
 
 use crate::ids::{GroupId, LogIndex, ReplicaId};
 use crate::limits::{
-    NODES_MAX, RAFT_INFLIGHT_MESSAGES_MAX, RAFT_MESSAGE_BYTES_MAX, RAFT_UNCOMMITTED_BYTES_MAX, TAIL_CACHE_BYTES,
+    NODES_MAX, RAFT_INFLIGHT_MESSAGES_MAX, RAFT_MESSAGE_BYTES_MAX, RAFT_PIPELINE_BYTES, RAFT_UNCOMMITTED_BYTES_MAX,
+    TAIL_CACHE_BYTES,
 };
 use crate::planted;
 use raft::{Config, ReadOnlyOption};
@@ -31,7 +32,9 @@ pub struct ReplicaOptions {
     pub message_bytes_max: u64,
     /// Messages with entries in flight to one follower.
     pub inflight_messages_max: usize,
-    /// Bytes proposed and not committed.
+    /// Bytes proposed and not committed beyond which commands wait.
+    pub pipeline_bytes: u64,
+    /// Bytes proposed and not committed beyond which commands are refused.
     pub uncommitted_bytes_max: u64,
     /// Bytes of applied entries kept in memory for followers.
     pub log_cache_bytes_max: usize,
@@ -53,6 +56,7 @@ impl ReplicaOptions {
             heartbeat_ticks: 2,
             message_bytes_max: RAFT_MESSAGE_BYTES_MAX,
             inflight_messages_max: RAFT_INFLIGHT_MESSAGES_MAX,
+            pipeline_bytes: RAFT_PIPELINE_BYTES,
             uncommitted_bytes_max: RAFT_UNCOMMITTED_BYTES_MAX,
             log_cache_bytes_max: TAIL_CACHE_BYTES,
             members_max: NODES_MAX,

@@ -293,6 +293,11 @@ impl<S: StateMachine> Replica<S> {
         self.raw_node.mut_store().trim_to(first);
     }
 
+    /// Bounds the applied entries in memory anew.
+    pub fn set_log_cache_bytes(&mut self, bytes: usize) {
+        self.raw_node.mut_store().set_cache_bytes(bytes);
+    }
+
     /// Entries that were asked for; none if they can't be had now.
     pub fn entries_fetched(&mut self, fetch: super::effects::Fetch, entries: Vec<Entry>) {
         let super::effects::Fetch::Entries { number, .. } = fetch else { return };

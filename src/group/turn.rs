@@ -113,6 +113,10 @@ impl<S: StateMachine> Replica<S> {
 
     fn propose_queued(&mut self) {
         while self.proposals.has_queued() {
+            if self.is_leader() && self.raw_node.raft.uncommitted_size() as u64 >= self.options.pipeline_bytes {
+                reached!("commands wait for their turn");
+                return; // the next commit makes room, or the loss of leadership refuses them
+            }
             let refusal = self.refuse_leading().or_else(|| self.propose_batch().err());
             if let Some(error) = refusal {
                 // All that follows too: a producer's commands are admitted in order or not at all.

@@ -21,6 +21,13 @@ pub(super) struct CachedFrame {
     pub timestamp_before: TimestampMs,
 }
 
+impl CachedFrame {
+    /// What it takes in memory: of small frames much is not their bytes.
+    fn held_bytes(&self) -> usize {
+        size_of::<CachedFrame>() + self.bytes.len()
+    }
+}
+
 /// Consecutive frames, newest last.
 #[derive(Debug, Default)]
 pub(super) struct TailCache {
@@ -30,14 +37,14 @@ pub(super) struct TailCache {
 
 impl TailCache {
     pub fn push(&mut self, frame: CachedFrame) {
-        self.bytes += frame.bytes.len();
+        self.bytes += frame.held_bytes();
         self.frames.push_back(frame);
     }
 
     /// Drops frames from the front while more than `bytes_max` are held, none of them beyond `written`.
     pub fn shrink(&mut self, bytes_max: usize, written: LogIndex) {
         while self.bytes > bytes_max && self.first().is_some_and(|first| first.view.index <= written) {
-            self.bytes -= self.frames.pop_front().map_or(0, |frame| frame.bytes.len());
+            self.bytes -= self.frames.pop_front().map_or(0, |frame| frame.held_bytes());
         }
     }
 

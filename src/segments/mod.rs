@@ -214,6 +214,12 @@ impl Segments {
         self.cache.shrink(self.options.tail_cache_bytes, self.written_through);
     }
 
+    /// Bounds the newest frames in memory anew.
+    pub fn set_tail_cache_bytes(&mut self, bytes: usize) {
+        self.options.tail_cache_bytes = bytes;
+        self.cache.shrink(bytes, self.written_through);
+    }
+
     /// Whether the active segment is full: the caller captures the state machine's state and calls [`Segments::roll`].
     #[must_use]
     pub fn wants_roll(&self) -> bool {

@@ -137,6 +137,7 @@ impl Cluster {
             match name.as_str() {
                 "seed" => options.seed += *value * 1_000,
                 "cache" => options.log_cache_bytes_max = *value as usize,
+                "pipeline" => options.pipeline_bytes = *value,
                 "uncommitted" => options.uncommitted_bytes_max = *value,
                 "message" => options.message_bytes_max = *value,
                 other => panic!("no option {other}"),

@@ -29,6 +29,7 @@ use crate::group::sleep;
 use crate::group::untold::Untold;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::journal::{GroupWrite, JournalError, JournalHandle, JournalReport, Recovered};
+use crate::limits::TAIL_CACHES_BYTES;
 use crate::peers::{PeerEvent, Peers};
 use crate::reached;
 use crate::segments::{SegmentsError, SegmentsOptions};
@@ -256,6 +257,7 @@ pub async fn start<S: StateMachine>(
     }
     driver.remove_leftovers().await;
     driver.publish_directory();
+    driver.share_caches();
     let (ended, reason) = oneshot::channel();
     let sources = Sources { reports, peer_events, jobs: jobs_end };
     tokio::spawn(async move {
@@ -331,6 +333,7 @@ impl<S: StateMachine> Driver<S> {
         }
         if std::mem::take(&mut self.directory_changed) {
             self.publish_directory();
+            self.share_caches();
         }
         if !self.round.is_empty() {
             self.health.submitted(self.round_number);
@@ -633,6 +636,15 @@ impl<S: StateMachine> Driver<S> {
     fn publish_directory(&mut self) {
         let directory = self.groups.iter().map(|(group, hosted)| (*group, hosted.published.subscribe())).collect();
         self.queues.directory.send_replace(Arc::new(directory));
+    }
+
+    /// Divides what a node keeps in memory of its logs among the groups.
+    fn share_caches(&mut self) {
+        let share = self.options.segments.tail_cache_bytes.min(TAIL_CACHES_BYTES / self.groups.len().max(1));
+        for hosted in self.groups.values_mut() {
+            hosted.segments.set_tail_cache_bytes(share);
+            hosted.replica.set_log_cache_bytes(share);
+        }
     }
 
     fn replica_options(&self, group: GroupId, id: ReplicaId) -> ReplicaOptions {
