@@ -74,22 +74,25 @@ mod tests {
         let dir = scratch.0.display().to_string();
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = taken.local_addr().expect("its number").port().min(65_000);
-        let arguments = |port: &str| {
-            ["bench", "failover", "--times", "1", "--dir", &dir, "--port", port, "-o", "json"].map(String::from)
-        };
-        let run = |port: u16| {
-            let arguments = arguments(&port.to_string());
-            balsa_with("", &arguments.iter().map(String::as_str).collect::<Vec<_>>(), b"")
+        let run = |port: u16, more: &[&str]| {
+            let port = port.to_string();
+            let arguments = ["bench", "failover", "--times", "1", "--dir", &dir, "--port", &port, "-o", "json"];
+            balsa_with("", &[&arguments[..], more].concat(), b"")
         };
         if taken.local_addr().expect("its number").port() == port {
-            expect(&run(port), 1, &["is in use", "nothing was started"]);
+            expect(&run(port, &[]), 1, &["is in use", "nothing was started"]);
         }
         // Below the ports that systems give out by themselves.
         let free = (23_000..24_000).step_by(40).find(|port| {
             (0..3).all(|node| [0, 1].iter().all(|at| TcpListener::bind(("127.0.0.1", port + node * 10 + at)).is_ok()))
         });
-        let measured = &json_lines(&run(free.expect("free ports")))[0];
+        let free = free.expect("free ports");
+        let measured = &json_lines(&run(free, &[]))[0];
         assert!(float(&measured["median_ms"]) > 0.0 && measured["blow"] == "kill", "{measured}");
+        // A leader that hangs keeps its connections. Clients must not wait for the keep-alives' eight seconds to find out.
+        let measured = &json_lines(&run(free, &["--freeze"]))[0];
+        let gap_ms = float(&measured["median_ms"]);
+        assert!(gap_ms > 0.0 && gap_ms < 7_000.0 && measured["blow"] == "freeze", "{measured}");
         assert_eq!(std::fs::read_dir(&scratch.0).expect("the folder").count(), 0, "its folder is gone");
     }
 }

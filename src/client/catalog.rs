@@ -8,7 +8,7 @@ use crate::ids::{GroupId, NodeId, Revision};
 use tonic::transport::Channel;
 use tonic::Streaming;
 
-fn topics(channel: Channel) -> TopicsClient<Channel> {
+pub(super) fn topics(channel: Channel) -> TopicsClient<Channel> {
     TopicsClient::new(channel).max_decoding_message_size(STATUS_BYTES_MAX)
 }
 
@@ -98,7 +98,7 @@ impl Client {
         CatalogWatch { client: self.clone(), after, synced, stream: None, backoff: Backoff::default() }
     }
 
-    fn remembered(&self, topic: wire::Topic) -> Result<Topic, ClientError> {
+    pub(super) fn remembered(&self, topic: wire::Topic) -> Result<Topic, ClientError> {
         let topic = Topic::from(topic);
         self.shared.connections.learn_topic(&topic);
         Ok(topic)

@@ -8,6 +8,7 @@ use super::wire;
 use crate::batch::BatchError;
 use crate::limits::ADDRESS_BYTES_MAX;
 use prost::Message;
+use std::time::Duration;
 use tonic::{Code, Status};
 
 /// What a failure says about the thing that was asked for.
@@ -172,6 +173,12 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// A server that was asked did not answer.
+    pub(super) fn silent(address: &str, after: Duration) -> ClientError {
+        let last = format!("{address} was silent");
+        ClientError::TimedOut { after_ms: after.as_millis() as u64, outcome: Outcome::MayHaveHappened, last }
+    }
+
     /// Whether the thing asked for did not happen, or may have.
     #[must_use]
     pub fn outcome(&self) -> Outcome {

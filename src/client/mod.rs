@@ -14,6 +14,7 @@ mod error;
 mod partitioner;
 mod producer;
 mod retry;
+mod silence;
 mod subscription;
 #[cfg(all(test, not(madsim)))]
 mod tests;
@@ -309,14 +310,26 @@ impl Client {
         let mut tries = Tries::default();
         loop {
             let leader = route.and_then(|(topic, partition)| connections.leader_of(topic, partition));
-            let address = leader.unwrap_or_else(|| connections.any_server(None));
+            let address = leader.clone().unwrap_or_else(|| connections.any_server(None));
             let patience = match repeat {
                 Repeat::Harmless => {
                     (options.attempt_timeout * 3_u32.pow(tries.silences.min(5))).min(deadline.remaining())
                 }
                 Repeat::Harmful => deadline.remaining(),
             };
-            let error = match self.attempt(&address, patience, &call).await {
+            let attempt = self.attempt(&address, patience, &call);
+            let answer = match (route, repeat) {
+                (Some((topic, partition)), Repeat::Harmful) if leader.is_some() => tokio::select! {
+                    biased;
+                    answer = attempt => answer,
+                    () = self.superseded(&address, topic, partition) => {
+                        connections.shun(&address);
+                        Err(ClientError::silent(&address, deadline.elapsed()))
+                    }
+                },
+                _ => attempt.await,
+            };
+            let error = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -358,11 +371,7 @@ impl Client {
         let error = match tokio::time::timeout(patience, call(channel)).await {
             Ok(Ok(answer)) => return Ok(answer.into_inner()),
             Ok(Err(status)) => ClientError::from_status(address, &status),
-            Err(_) => ClientError::TimedOut {
-                after_ms: patience.as_millis() as u64,
-                outcome: Outcome::MayHaveHappened,
-                last: format!("{address} was silent"),
-            },
+            Err(_) => ClientError::silent(address, patience),
         };
         if !matches!(error, ClientError::Refused { .. }) {
             connections.shun(address);
