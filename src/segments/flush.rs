@@ -107,14 +107,16 @@ impl Segments {
     /// no further flush begins.
     pub fn finish_flush(&mut self, done: FlushDone) -> Result<LogIndex, SegmentsError> {
         self.flushing = false;
-        if let Err(error) = &done.result {
-            self.failed |= error.must_stop();
-        }
-        if done.life != self.life {
-            // A snapshot replaced these segments meanwhile. What matters of the flush is only whether it failed for good.
+        let is_overtaken = done.life != self.life;
+        let must_stop = |error: &SegmentsError| error.must_stop() && !(is_overtaken && error.is_gone());
+        let has_failed = done.result.as_ref().is_err_and(must_stop);
+        self.failed |= has_failed;
+        if is_overtaken {
+            // A snapshot replaced these segments meanwhile, and their files may have been dropped before the flush came to them. What
+            // matters of it is only whether the disk failed for good.
             reached!("flush overtaken by a snapshot");
             return match done.result {
-                Err(error) if error.must_stop() => Err(error),
+                Err(error) if has_failed => Err(error),
                 _ => Ok(self.synced_through),
             };
         }
@@ -243,9 +245,9 @@ impl Part {
         }
         let mode = if self.create { OpenMode::CreateNew } else { OpenMode::Existing };
         let opened = match disk.open(&self.path, mode, Lane::Bulk).await {
-            // An earlier flush created it and ran out of room, or a crash left its name: its bytes are written anew.
+            // What an open created and then failed at, or a crash left behind, is a name without a meaning: its bytes are written anew. No
+            // simulated disk fails half way through an open, and opening segments removes what crashes leave.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                reached!("segment of an earlier attempt written anew");
                 disk.open(&self.path, OpenMode::Existing, Lane::Bulk).await
             }
             opened => opened,

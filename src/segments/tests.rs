@@ -5,6 +5,7 @@ use super::inspect::{inspect, Ending, FrameReport, IndexStatus, SegmentReport};
 use super::*;
 use crate::batch::{BatchBuilder, RecordRef};
 use crate::disk::sim::{Fault, FaultEffect, OperationKind, SimDisk};
+use crate::disk::{Lane, OpenMode};
 use crate::segments::verdict::Refusal;
 use futures::FutureExt;
 use std::future::Future;
@@ -52,6 +53,12 @@ fn one_record(index: u64, offset: u64) -> Frame {
         items: vec![Item { verdict: Verdict::Appended { offset: Offset(offset), count: 1 }, batch_at: Some(5) }],
         data: data.into(),
     }
+}
+
+/// The base at the end of a log of such entries.
+fn base_at(segments: &Segments) -> Base {
+    let (index, tail) = (segments.last_index(), segments.tail());
+    Base { index, tail, timestamp: TimestampMs(index.0 * 10), ..founding() }
 }
 
 fn segment(first_index: u64) -> PathBuf {
@@ -153,6 +160,31 @@ fn no_room_is_a_refusal_that_passes() {
 }
 
 #[test]
+fn a_file_that_lies_where_a_segment_begins_is_written_anew() {
+    let disk = SimDisk::new();
+    let mut segments = open_with(&disk, options(), &founding());
+    let mut index = 2;
+    while segments.segments.len() < 2 {
+        segments.append(one_record(index, index - 2));
+        if segments.wants_roll() {
+            segments.roll(base_at(&segments));
+        }
+        index += 1;
+    }
+    segments.append(one_record(index, index - 2));
+    let path = segments.active().path.clone();
+    let left = now(disk.open(&path, OpenMode::CreateNew, Lane::Bulk)).expect("a file");
+    now(left.write_at(0, vec![vec![0xee; 300].into()])).expect("bytes of another attempt");
+    assert_eq!(flush(&mut segments, true).expect("it is written anew"), LogIndex(index));
+    let base = base_at(&segments);
+    drop(segments);
+    let mut segments = open_with(&disk, options(), &base);
+    assert_eq!(segments.last_index(), LogIndex(index));
+    segments.append(one_record(index + 1, index - 1));
+    assert_eq!(flush(&mut segments, true).expect("the log goes on"), LogIndex(index + 1));
+}
+
+#[test]
 fn a_failed_sync_is_never_followed_by_another_flush() {
     let disk = SimDisk::new();
     let mut segments = open_with(&disk, options(), &founding());
@@ -165,15 +197,34 @@ fn a_failed_sync_is_never_followed_by_another_flush() {
     assert_eq!(segments.synced_through(), LogIndex(1));
 }
 
+/// Seen in the simulator: a follower that had just started was flushing when a snapshot came, and ended.
+#[test]
+fn a_flush_whose_file_a_snapshot_dropped_is_no_failure() {
+    let disk = SimDisk::new();
+    let mut segments = open_with(&disk, options(), &founding());
+    segments.append(one_record(2, 0));
+    flush(&mut segments, true).expect("there is room");
+    let base = base_at(&segments);
+    // A new life has no file open.
+    let mut segments = open_with(&disk.restart(), options(), &base);
+    segments.append(one_record(3, 1));
+    let flushing = segments.begin_flush(true).expect("there is something to write");
+    let snapshot = Base { index: LogIndex(9), tail: Offset(7), timestamp: TimestampMs(90), ..founding() };
+    let done = now(segments.reset(snapshot).run()).expect("there is room");
+    now(segments.finish_reset(done).expect("old files go").run()).expect("they go");
+    let overtaken = segments.finish_flush(now(flushing.run()));
+    assert_eq!(overtaken.expect("nobody needs what it was to write"), LogIndex(9));
+    segments.append(one_record(10, 7));
+    assert_eq!(flush(&mut segments, true).expect("flushes go on"), LogIndex(10));
+}
+
 #[test]
 fn opening_reads_the_summaries_of_sealed_segments_and_rebuilds_a_lost_one() {
     let disk = SimDisk::new();
     let mut segments = open_with(&disk, options(), &founding());
     for index in 2..20 {
         if segments.wants_roll() {
-            let last = segments.last_index();
-            let (tail, timestamp) = (segments.tail(), TimestampMs(last.0 * 10));
-            segments.roll(Base { index: last, tail, timestamp, ..founding() });
+            segments.roll(base_at(&segments));
         }
         segments.append(one_record(index, index - 2));
     }
