@@ -1,8 +1,8 @@
 //! Holds messages from peers against what a sound peer can send, before Raft sees them: Raft 0.7 aborts the process on
 //! many that no sound peer sends, and a process must not die by a message.
 //!
-//! Who the sender is was checked at the connection. What is merely late or doubled is let through: Raft copes. Two things are mended
-//! rather than refused, see [`mend`].
+//! Who the sender is was checked at the connection. What is merely late or doubled is let through: Raft copes. Where it doesn't, it is
+//! mended rather than refused, see [`mend`].
 
 use super::reads::CONTEXT_LEN;
 use crate::ids::ReplicaId;
@@ -157,6 +157,10 @@ pub(super) fn check<T: Storage>(raft: &Raft<T>, message: &Message) -> Result<Mes
 ///
 /// A delayed rejection made a leader's next index fall to or below what the follower has acknowledged (reproduced; mended on
 /// raft's master only): one at or below the match is dropped, one above it does not reach below it.
+///
+/// A delayed grant of a pre-vote was counted for the one under way, though it was given for an earlier term, when the log or the leader that
+/// spoke against a campaign were not known yet (Ongaro 2014, 9.6). A grant carries the term that was asked for; a rejection carries its
+/// sender's own, and is left to Raft.
 pub(super) fn mend<T: Storage>(raft: &Raft<T>, mut message: Message) -> Option<Message> {
     let log = &raft.raft_log;
     let asks_vote = matches!(message.msg_type(), MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
@@ -166,6 +170,11 @@ pub(super) fn mend<T: Storage>(raft: &Raft<T>, mut message: Message) -> Option<M
     }
     if planted!("commit-beyond-the-matched") && message.msg_type() == MessageType::MsgHeartbeat {
         message.commit = message.commit.min(log.last_index());
+    }
+    let grants = message.msg_type() == MessageType::MsgRequestPreVoteResponse && !message.reject;
+    if grants && message.term != raft.term + 1 {
+        reached!("late grant of a pre-vote dropped");
+        return None;
     }
     let rejects = message.msg_type() == MessageType::MsgAppendResponse && message.reject;
     if !rejects || raft.state != StateRole::Leader || message.term != raft.term {
@@ -214,7 +223,7 @@ fn check_fields(kind: MessageType, message: &Message) -> Result<(), StepRefusal>
 fn check_leader<T: Storage>(raft: &Raft<T>, message: &Message) -> Result<(), StepRefusal> {
     let leader = if raft.state == StateRole::Leader { raft.id } else { raft.leader_id };
     if message.term == raft.term && leader != 0 && leader != message.from {
-        reached!("second leader of a term refused");
+        // Not within the budget of damage: a vote was lost.
         let (from, leader) = (ReplicaId(message.from), ReplicaId(leader));
         return Err(StepRefusal::SecondLeader { from, term: message.term, leader });
     }
