@@ -81,6 +81,16 @@ pub enum ChangeRefusal {
     /// Nobody could vote any more.
     #[error("no voter would remain")]
     NoVoter,
+    /// Too few of the voters that would remain are there: nothing could be agreed on any more, not even to take the others out.
+    #[error("of the {voters} voters that would remain, {heard} were heard lately, and {majority} make a majority")]
+    NoMajority {
+        /// How many would vote.
+        voters: usize,
+        /// How many of them were heard lately.
+        heard: usize,
+        /// How many it takes.
+        majority: usize,
+    },
     /// Too many members.
     #[error("the group would have {members} members; the bound is {limit}")]
     TooMany {
@@ -129,6 +139,8 @@ pub(super) struct Situation<'a> {
     pub(super) term_committed: bool,
     pub(super) change_pending: bool,
     pub(super) members_max: usize,
+    /// Whether a member was heard lately; the leader itself is.
+    pub(super) is_heard: &'a dyn Fn(ReplicaId) -> bool,
     /// How many entries a member is behind the leader's last, if it follows the log.
     pub(super) lag_of: &'a dyn Fn(ReplicaId) -> Option<u64>,
 }
@@ -189,10 +201,22 @@ pub(super) fn check(changes: &[MemberChange], situation: &Situation<'_>) -> Resu
     if voters.is_empty() {
         return Err(ChangeRefusal::NoVoter);
     }
+    check_majority(conf, &voters, situation)?;
     if members > situation.members_max {
         return Err(ChangeRefusal::TooMany { members, limit: situation.members_max });
     }
     Ok(())
+}
+
+/// Whoever takes a voter away that is there has to leave a majority of such. Those that are gone may always be taken out, and come first.
+fn check_majority(conf: &ConfState, voters: &BTreeSet<u64>, situation: &Situation<'_>) -> Result<(), ChangeRefusal> {
+    let is_heard = |id: &&u64| (situation.is_heard)(ReplicaId(**id));
+    let leaves = conf.voters.iter().filter(|id| !voters.contains(*id)).any(|id| is_heard(&id));
+    let (heard, majority) = (voters.iter().filter(is_heard).count(), voters.len() / 2 + 1);
+    match leaves && heard < majority {
+        true => Err(ChangeRefusal::NoMajority { voters: voters.len(), heard, majority }),
+        false => Ok(()),
+    }
 }
 
 /// The Raft change for these steps. Of several voters it goes through a joint configuration, which Raft leaves by

@@ -70,10 +70,13 @@ impl<S: StateMachine> Replica<S> {
         }
         let raft = &self.raw_node.raft;
         let last = raft.raft_log.last_index();
+        let is_heard = |id: ReplicaId| {
+            let silent = self.silent_ticks(id.0);
+            id == self.options.id || silent.is_some_and(|ticks| ticks <= self.options.election_ticks as u64)
+        };
         let lag_of = |id: ReplicaId| {
-            let heard = self.silent_ticks(id.0).is_some_and(|ticks| ticks <= self.options.election_ticks as u64);
-            let progress =
-                raft.prs().get(id.0).filter(|progress| heard && progress.state == ProgressState::Replicate)?;
+            let follows = |progress: &&raft::Progress| is_heard(id) && progress.state == ProgressState::Replicate;
+            let progress = raft.prs().get(id.0).filter(follows)?;
             Some(last - progress.matched.min(last))
         };
         let situation = Situation {
@@ -81,6 +84,7 @@ impl<S: StateMachine> Replica<S> {
             term_committed: raft.commit_to_current_term(),
             change_pending: raft.has_pending_conf(),
             members_max: self.options.members_max,
+            is_heard: &is_heard,
             lag_of: &lag_of,
         };
         membership::check(changes, &situation)?;
@@ -348,7 +352,7 @@ impl<S: StateMachine> Replica<S> {
             Ok(_) if planted!("removal-left-out-of-base") && removes => {}
             Ok(conf_state) => self.applied.conf_state = sorted(conf_state),
             Err(error) => {
-                reached!("agreed change of membership impossible");
+                // Leaders propose what is possible alone, one change at a time: no sound leader gets here.
                 warn!(self.log, "change of membership refused"; "index" => index.0, "reason" => %error);
                 return refused;
             }
