@@ -61,13 +61,13 @@ impl Steward {
     pub async fn run(self, mut led: mpsc::UnboundedReceiver<Led>) {
         let mut metadata = self.router.metadata();
         let mut to_report: BTreeMap<GroupId, Term> = BTreeMap::new();
-        let mut seen = None;
+        let (mut seen, mut opening) = (None, BTreeSet::new());
         let mut again = tokio::time::interval(FOLLOW_EVERY);
         loop {
             let catalog = self.router.catalog();
             if seen != Some(catalog.revision()) {
                 seen = Some(catalog.revision());
-                self.follow(&catalog).await;
+                self.follow(&catalog, &mut opening).await;
             }
             let busy = self.tell(&catalog, &mut to_report).await;
             let pause = async {
@@ -91,8 +91,9 @@ impl Steward {
         }
     }
 
-    /// Makes this node what the catalog says.
-    async fn follow(&self, catalog: &Arc<Catalog>) {
+    /// Makes this node what the catalog says. `opening` are groups that it was told to host and does not yet: one that is deleted meanwhile
+    /// need not come up first.
+    async fn follow(&self, catalog: &Arc<Catalog>, opening: &mut BTreeSet<GroupId>) {
         let me = self.router.node();
         let peers: BTreeMap<NodeId, PeerAddress> = catalog
             .nodes()
@@ -114,9 +115,13 @@ impl Steward {
             if self.router.driver().host(partition.group, replica, founding_base(partition)).await.is_err() {
                 return;
             }
+            opening.insert(partition.group);
         }
-        for group in hosted.into_iter().filter(|group| *group != GroupId::METADATA) {
+        opening.retain(|group| !hosted.contains(group));
+        let may_go: Vec<GroupId> = hosted.into_iter().chain(opening.iter().copied()).collect();
+        for group in may_go.into_iter().filter(|group| *group != GroupId::METADATA) {
             if catalog.standing(group) == GroupStanding::Removed {
+                opening.remove(&group);
                 info!(self.log, "group was deleted"; "group" => %group);
                 let _ = self.router.driver().remove(group).await;
             }
