@@ -8,7 +8,9 @@
 
 use super::core::{Journal, OpenFile};
 use super::error::{Corruption, JournalError};
-use super::files::{begin_life, damage, fill_file, salt_of, slot_of, FileEntry, Identity, JournalIdentity, Marks};
+use super::files::{
+    begin_life, damage, file_path, fill_file, salt_of, slot_of, FileEntry, Identity, JournalIdentity, Marks,
+};
 use super::format::{
     sector_up, Boundary, FileHeader, FrameDraft, FrameKind, RoundBuilder, RoundPlace, ROUNDS_START, SECTOR,
 };
@@ -415,7 +417,14 @@ impl Reopened {
 
         let (round, span) = first_round(identity.owner, epoch, &continuation);
         let bytes = sector_up(options.first_file_bytes.max(ROUNDS_START + span + 4 * SECTOR));
-        let filled = fill_file(disk.clone(), dir.clone(), slot, bytes, bytes).await?;
+        let filled = match fill_file(disk.clone(), dir.clone(), slot, bytes, bytes).await {
+            Ok(filled) => filled,
+            Err(error) => {
+                // A start that finds no room is tried again and again: each leaves nothing behind.
+                let _ = disk.remove(&file_path(&dir, slot)).await;
+                return Err(error);
+            }
+        };
         let entry = begin_life(&dir, &filled, identity.owner, epoch, round).await?;
         let proven = |read: &Read| !read.scan.rounds.is_empty() && read.file.entry.epoch <= continuation.boundary.epoch;
         let older: Vec<OpenFile> = files.iter().filter(|read| proven(read)).map(|read| read.file.clone()).collect();

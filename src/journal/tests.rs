@@ -238,6 +238,24 @@ fn a_full_disk_delays_the_next_file_and_recycling_goes_on() {
 }
 
 #[test]
+fn starts_that_find_no_room_leave_nothing_behind() {
+    let disk = SimDisk::new();
+    let mut journal = create(&disk);
+    now(journal.write_round(vec![first_write(1)])).expect("written");
+    drop(journal);
+    let disk = disk.restart();
+    let before = disk.files();
+    disk.set_capacity(Some(disk.bytes_used() + 1_000));
+    for _ in 0..3 {
+        let opened = now(Journal::open(Arc::new(disk.clone()), PathBuf::from("/j"), SMALL));
+        assert!(opened.is_err(), "there is no room");
+        assert_eq!(disk.files(), before);
+    }
+    disk.set_capacity(None);
+    assert_eq!(open(&disk).1.groups.len(), 1);
+}
+
+#[test]
 fn a_missing_journal_is_damage_and_an_existing_one_is_not_overwritten() {
     let disk = SimDisk::new();
     now(disk.create_dir_all(&PathBuf::from("/j"))).expect("created");
