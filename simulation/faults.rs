@@ -125,6 +125,10 @@ named! {
         GroupCreated = "group-created",
         /// An idle journal has recorded through where it is synced.
         JournalIdle = "journal-idle",
+        /// A leader has entered a joint configuration, and told it; it has yet to say that it is left.
+        JointEntered = "joint-entered",
+        /// A leader was elected in a joint configuration that another one entered.
+        JointInherited = "joint-inherited",
     }
 }
 

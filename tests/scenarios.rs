@@ -13,6 +13,8 @@ mod commands;
 mod machine;
 #[path = "scenarios/storm.rs"]
 mod storm;
+#[path = "scenarios/unsound.rs"]
+mod unsound;
 #[path = "scenarios/words.rs"]
 mod words;
 

@@ -62,6 +62,7 @@ struct State {
     sync_us: (u64, u64),
     /// All takes so many times as long.
     slowness: u64,
+    reads_slow: bool,
     /// The last rounds that were written: file, position and length, newest last.
     rounds: VecDeque<(PathBuf, u64, u64)>,
 }
@@ -93,6 +94,10 @@ impl Gate {
 
     pub fn set_slowness(&self, slowness: u64) {
         self.state().slowness = slowness;
+    }
+
+    pub fn set_reads_slow(&self, reads_slow: bool) {
+        self.state().reads_slow = reads_slow;
     }
 
     /// The task that is polled from here on.
@@ -159,6 +164,8 @@ impl Gate {
         let delay_us = match kind {
             OperationKind::Sync if journal => chance.within(from..to),
             OperationKind::Sync | OperationKind::SyncDir => chance.within(from..2 * to),
+            OperationKind::Read if state.reads_slow => chance.within(0..1_500_000),
+            OperationKind::Read if chance.ratio(1, 20) => chance.within(1_000..500_000),
             OperationKind::Read if chance.ratio(1, 4) => chance.within(20..500),
             OperationKind::Write if !journal && chance.ratio(1, 4) => chance.within(20..500),
             OperationKind::Create | OperationKind::SetLen | OperationKind::Rename | OperationKind::Remove

@@ -12,7 +12,9 @@ use balsa::ids::{GroupId, LogIndex, Offset, ReplicaId};
 use balsa::journal::base::Base;
 use balsa::journal::GroupWrite;
 use balsa::metadata::Machine;
-use balsa::segments::{BaseLocated, DropJob, FlushDone, Located, LocatedEntries, ResetDone, Segments, SegmentsError};
+use balsa::segments::{
+    BaseLocated, DropJob, EntryKind, FlushDone, Located, LocatedEntries, ResetDone, Segments, SegmentsError,
+};
 use raft::eraftpb::{EntryType, Message};
 use std::collections::{BTreeSet, VecDeque};
 
@@ -123,7 +125,12 @@ impl Process {
                 self.spawn(Box::pin(async move { JobDone::Reset { group, done: reset.run().await } }));
                 break;
             }
+            let changed = effects.frames.iter().any(|frame| frame.kind == EntryKind::ConfChange);
             self.perform(group, effects, shared);
+            let enters = |hosted: &Hosted| hosted.replica.is_leader() && hosted.replica.status().joint;
+            if changed && self.groups.get(&group).is_some_and(enters) {
+                shared.moment(Trigger::JointEntered, self.node);
+            }
         }
         let told = self.groups.get(&group).and_then(|hosted| hosted.replica.commits_told());
         if told.is_some_and(|told| self.untold.note(group, told)) {
@@ -168,6 +175,9 @@ impl Process {
             hosted.led = term.0;
             shared.moment(Trigger::FirstEntryOfTerm, self.node);
             shared.hasten(self.node, group);
+            if hosted.replica.status().joint {
+                shared.moment(Trigger::JointInherited, self.node);
+            }
         }
         if write.entries.iter().any(|entry| entry.entry_type() != EntryType::EntryNormal) {
             shared.moment(Trigger::ConfigurationAppended, self.node);
@@ -198,7 +208,7 @@ impl Process {
             Pending { number: effects.number, round: hosted.unsynced_round, after_sync: effects.send_after_sync };
         hosted.pending.push_back(pending);
         for fetch in effects.fetch {
-            self.fetch(group, fetch);
+            self.fetch(group, fetch, shared);
         }
         for (token, answer) in effects.answers {
             self.answer(token, Reply::Told(answer), shared);
@@ -252,12 +262,13 @@ impl Process {
         }
     }
 
-    fn fetch(&mut self, group: GroupId, fetch: Fetch) {
+    fn fetch(&mut self, group: GroupId, fetch: Fetch, shared: &mut Shared) {
         let Some(hosted) = self.groups.get(&group) else { return };
         let job: Job = match fetch {
             Fetch::Base => match hosted.segments.oldest_base() {
                 BaseLocated::Known(base) => Box::pin(async move { JobDone::FetchedBase { group, base: Ok(*base) } }),
                 BaseLocated::Cold(read) => {
+                    shared.trim_meanwhile(self.node, group, 2);
                     Box::pin(async move { JobDone::FetchedBase { group, base: read.run().await } })
                 }
             },
@@ -269,6 +280,7 @@ impl Process {
                     Box::pin(async move { JobDone::FetchedEntries { group, fetch, entries: Ok(Vec::new()) } })
                 }
                 LocatedEntries::Cold(read) => {
+                    shared.trim_meanwhile(self.node, group, 100);
                     Box::pin(async move { JobDone::FetchedEntries { group, fetch, entries: read.run().await } })
                 }
             },
@@ -361,11 +373,11 @@ impl Process {
             }
             JobDone::Reset { group, done } => self.on_reset(group, done, shared),
             JobDone::FetchedEntries { group, fetch, entries } => {
-                let entries = entries.unwrap_or_else(|error| {
-                    self.rotten |= error.is_corruption();
-                    Vec::new()
+                self.rotten |= entries.as_ref().is_err_and(SegmentsError::is_corruption);
+                self.with_group(group, |hosted| match entries {
+                    Ok(entries) => hosted.replica.entries_fetched(fetch, entries),
+                    Err(_) => hosted.replica.entries_unavailable(fetch),
                 });
-                self.with_group(group, |hosted| hosted.replica.entries_fetched(fetch, entries));
             }
             JobDone::FetchedBase { group, base } => match base {
                 Ok(base) => self.with_group(group, |hosted| hosted.replica.base_fetched(base)),

@@ -4,6 +4,7 @@
 //! was agreed on has a majority's copies without it, and no other node's files are rotten.
 
 use super::chance::Chance;
+use super::process::RESERVE_BYTES;
 use super::shared::{Armed, End, Event, Shared, Strike};
 use super::world::World;
 use crate::faults::{FaultClass, Trigger};
@@ -222,18 +223,13 @@ impl World {
             FaultClass::WriteFails => self.fail_disk(class, node, OperationKind::Write),
             FaultClass::SyncFails => self.fail_disk(class, node, OperationKind::Sync),
             FaultClass::RotBit | FaultClass::RotBlock | FaultClass::RotFile => self.rot(class, node),
-            FaultClass::DiskFull => {
-                self.nodes[node as usize].full_disks += 1;
-                self.nodes[node as usize].disk_is_ill = true;
-                self.give_space(node, true);
-                self.lasts(class, Undo::DiskFull(node));
-            }
+            FaultClass::DiskFull if self.waits(Strike::Fill) => {}
+            FaultClass::DiskFull => self.fill_disk(node, None),
             FaultClass::DiskSlow => {
-                // So slow that its syncs may count as hung.
-                self.nodes[node as usize].slow_disks += 1;
-                self.nodes[node as usize].disk_is_ill = true;
-                self.with(node, None, |process, _| process.gate.set_slowness(20));
-                self.lasts(class, Undo::DiskSlow(node));
+                // So slow that its syncs may count as hung; or what is read alone: that matters where others wait to be sent it.
+                let reads_alone = self.mischief.chance.ratio(1, 2);
+                let leader = if reads_alone { self.some_leader() } else { None };
+                self.slow_disk(leader.map_or(node, |(_, leader)| leader), reads_alone);
             }
             FaultClass::DiskHung if self.waits(Strike::Hang) => {}
             FaultClass::DiskHung => self.hang_disk(node),
@@ -243,8 +239,10 @@ impl World {
     /// A process ends now, or at a moment to come.
     fn crash(&mut self, class: FaultClass, node: u32, how: End) {
         if self.shared.armed.len() < 2 && self.mischief.chance.ratio(2, 3) {
-            let trigger = self.mischief.chance.pick(Trigger::ALL).unwrap_or(Trigger::AfterVote);
-            self.arm(trigger, Strike::End(how));
+            let joint = self.shared.options.faults.has(FaultClass::Membership);
+            let comes = |one: &Trigger| joint || !matches!(one, Trigger::JointEntered | Trigger::JointInherited);
+            let trigger = self.mischief.chance.pick(Trigger::ALL).filter(comes);
+            self.arm(trigger.unwrap_or(Trigger::AfterVote), Strike::End(how));
             return;
         }
         if self.is_up(node) {
@@ -255,11 +253,16 @@ impl World {
 
     /// How a node that starts now crashes, if it does.
     pub fn crash_of_start(&mut self) -> Option<End> {
-        let faults = &self.shared.options.faults;
-        let ends = [(FaultClass::Kill, End::Kill), (FaultClass::PowerLoss, End::PowerLoss)];
-        let ends: Vec<End> = ends.into_iter().filter(|(class, _)| faults.has(*class)).map(|(_, end)| end).collect();
+        let ends = self.ends();
         let strikes = !self.watch.is_healed && self.mischief.chance.ratio(1, 4);
         self.mischief.chance.pick(&ends).filter(|_| strikes)
+    }
+
+    /// How processes may end in this run.
+    fn ends(&self) -> Vec<End> {
+        let faults = &self.shared.options.faults;
+        let ends = [(FaultClass::Kill, End::Kill), (FaultClass::PowerLoss, End::PowerLoss)];
+        ends.into_iter().filter(|(class, _)| faults.has(*class)).map(|(_, end)| end).collect()
     }
 
     fn arm(&mut self, trigger: Trigger, strike: Strike) {
@@ -279,12 +282,30 @@ impl World {
             Trigger::ConfigurationAppended,
             Trigger::SnapshotInstall,
         ];
+        /// When there has to be room.
+        const GROWTH: [Trigger; 4] =
+            [Trigger::SegmentSeal, Trigger::FileRecycling, Trigger::SnapshotInstall, Trigger::SnapshotInstall];
         if self.shared.armed.len() >= 3 || !self.mischief.chance.ratio(1, 2) {
             return false;
         }
-        let trigger = self.mischief.chance.pick(&RARE).unwrap_or(Trigger::AfterVote);
+        let moments: &[Trigger] = if strike == Strike::Fill { &GROWTH } else { &RARE };
+        let trigger = self.mischief.chance.pick(moments).unwrap_or(Trigger::AfterVote);
         self.arm(trigger, strike);
         true
+    }
+
+    /// Somebody asks for a joint configuration: who leads then may not live to leave it, and who leads next may not get far.
+    pub fn aim_at_joint(&mut self) {
+        let ends = self.ends();
+        let is_armed = self.shared.armed.iter().any(|armed| armed.trigger == Trigger::JointEntered);
+        let strikes = !self.watch.is_healed && !is_armed && self.mischief.chance.ratio(1, 2);
+        let Some(how) = self.mischief.chance.pick(&ends).filter(|_| strikes) else { return };
+        let at = |trigger, strike| Armed { trigger, skip: 0, strike, follows: false };
+        self.shared.armed.retain(|armed| armed.trigger != Trigger::JointInherited);
+        self.shared.armed.push(at(Trigger::JointEntered, Strike::End(how)));
+        if self.shared.options.faults.has(FaultClass::DiskHung) {
+            self.shared.armed.push(at(Trigger::JointInherited, Strike::Hang));
+        }
     }
 
     /// The moment of an aimed fault has come.
@@ -298,6 +319,11 @@ impl World {
                 self.end(node, how);
             }
             Strike::Hang => self.hang_disk(node),
+            Strike::Fill => {
+                let rest = [0..300, 0..4 << 10, 2 << 10..64 << 10][self.mischief.chance.below(3) as usize].clone();
+                let rest = self.mischief.chance.within(rest);
+                self.fill_disk(node, Some(rest));
+            }
             Strike::Pause => self.pause(node),
             Strike::CutOff => {
                 let cut = pairs(&[node], &self.all());
@@ -347,6 +373,27 @@ impl World {
         self.nodes[node as usize].disk_is_ill = true;
         self.with(node, None, |process, _| process.gate.set_hung(true));
         self.lasts(FaultClass::DiskHung, Undo::DiskHung(node));
+    }
+
+    fn slow_disk(&mut self, node: u32, reads_alone: bool) {
+        let at = &mut self.nodes[node as usize];
+        at.slow_disks += 1;
+        at.reads_slow |= reads_alone;
+        at.disk_is_ill = true;
+        self.set_pace(node);
+        self.lasts(FaultClass::DiskSlow, Undo::DiskSlow(node));
+    }
+
+    /// A full disk has less than its reserve left; now and then nearly nothing.
+    fn fill_disk(&mut self, node: u32, rest: Option<u64>) {
+        self.nodes[node as usize].full_disks += 1;
+        self.nodes[node as usize].disk_is_ill = true;
+        let rest = rest.unwrap_or_else(|| match self.mischief.chance.ratio(1, 3) {
+            true => self.mischief.chance.within(2 << 10..64 << 10),
+            false => RESERVE_BYTES - (64 << 10),
+        });
+        self.leave_space(node, rest);
+        self.lasts(FaultClass::DiskFull, Undo::DiskFull(node));
     }
 
     fn fail_disk(&mut self, class: FaultClass, node: u32, kind: OperationKind) {
@@ -492,9 +539,8 @@ impl World {
             Undo::DiskSlow(node) => {
                 let at = &mut self.nodes[node as usize];
                 at.slow_disks -= 1;
-                if at.slow_disks == 0 {
-                    self.with(node, None, |process, _| process.gate.set_slowness(1));
-                }
+                at.reads_slow &= at.slow_disks > 0;
+                self.set_pace(node);
             }
             Undo::DiskHung(node) => {
                 let at = &mut self.nodes[node as usize];

@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 const EVERY_US: u64 = 400_000;
 /// How long a node serves with rotten files that nobody noticed.
 const ROT_LASTS_US: u64 = 8_000_000;
-/// Tokens of the operator's own changes; nobody waits for them.
-const NOBODY: u64 = u64::MAX;
+/// Token of what the world itself asks for; nobody waits for it.
+pub const NOBODY: u64 = u64::MAX;
 
 /// See the module's text.
 pub struct Operator {
@@ -154,6 +154,9 @@ impl World {
         }
         let most = 1 + self.operator.chance.below(2) as usize;
         changes.truncate(most);
+        if changes.len() > 1 {
+            self.aim_at_joint();
+        }
         self.shared.coverage.hit("operation.member-change");
         self.shared.operations += 1;
         let numbers = [group.0, changes.len() as u64, changes[0].replica().0];

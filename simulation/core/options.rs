@@ -23,6 +23,8 @@ pub struct Options {
     pub groups: u64,
     /// Replicas of each partition; all nodes vote in group 0.
     pub replication: u32,
+    /// The last partition has one replica, whose leader nobody can follow.
+    pub has_lone: bool,
     pub tick_us: u64,
     pub election_ticks: usize,
     pub heartbeat_ticks: usize,
@@ -64,6 +66,7 @@ impl Options {
             nodes,
             groups: chance.within(1..4),
             replication: if nodes == 5 && chance.ratio(2, 3) { 3 } else { nodes },
+            has_lone: chance.ratio(1, 6),
             tick_us,
             election_ticks: chance.within(6..12) as usize,
             heartbeat_ticks: chance.within(1..3) as usize,
@@ -105,11 +108,12 @@ impl Options {
 
     pub fn describe(&self) -> String {
         format!(
-            "{} nodes, {} groups of {}, tick {} ms, election {} ticks, heartbeat {}, latency to {} us, sync to {} us, segments {} B, \
+            "{} nodes, {} groups of {}{}, tick {} ms, election {} ticks, heartbeat {}, latency to {} us, sync to {} us, segments {} B, \
              journal {} B, log cache {} B, messages {} B, faults every {} ms: {}",
             self.nodes,
             self.groups,
             self.replication,
+            if self.has_lone { " and of 1" } else { "" },
             self.tick_us / 1_000,
             self.election_ticks,
             self.heartbeat_ticks,

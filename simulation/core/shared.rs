@@ -93,6 +93,16 @@ pub enum Event {
         node: u32,
         group: GroupId,
     },
+    /// A log is trimmed to its end, while somebody reads it.
+    Trim {
+        node: u32,
+        group: GroupId,
+    },
+    /// A group's base moves, whether it is worth it or not.
+    MoveBase {
+        node: u32,
+        group: GroupId,
+    },
     /// An aimed fault strikes a node.
     Aimed {
         node: u32,
@@ -123,7 +133,9 @@ impl Event {
             | Event::CommitsDue { node, .. }
             | Event::Lost { node, .. }
             | Event::Request { node, .. }
-            | Event::Hasty { node, .. } => Some(*node),
+            | Event::Hasty { node, .. }
+            | Event::Trim { node, .. }
+            | Event::MoveBase { node, .. } => Some(*node),
             Event::Message { to, .. } => Some(*to),
             _ => None,
         }
@@ -250,6 +262,8 @@ pub enum Strike {
     Pause,
     /// It is cut off from all others for a while.
     CutOff,
+    /// Hardly any room is left on its disk for a while.
+    Fill,
 }
 
 /// A fault that waits for its moment.
@@ -370,7 +384,10 @@ impl Shared {
             return;
         }
         let Armed { strike, follows, .. } = self.armed.swap_remove(at);
-        let delay_us = if self.chance.ratio(1, 2) { 0 } else { self.chance.within(0..400) };
+        let at_once = matches!(trigger, Trigger::JointEntered | Trigger::JointInherited)
+            || strike == Strike::Fill
+            || self.chance.ratio(1, 2);
+        let delay_us = if at_once { 0 } else { self.chance.within(0..400) };
         let life = self.lives[node as usize];
         self.event(node, "aimed", &[trigger as u64, life], || format!("{strike:?} at {trigger}"));
         self.after(delay_us, Event::Aimed { node, life, strike });
@@ -385,6 +402,15 @@ impl Shared {
         if self.options.faults.has(FaultClass::Membership) && self.is_stormy() && self.chance.ratio(1, 4) {
             let delay_us = self.chance.within(0..8_000);
             self.after(delay_us, Event::Hasty { node, group });
+        }
+    }
+
+    /// A leader reads in its segments for a follower: now and then the log is trimmed at once, and what it reads goes.
+    pub fn trim_meanwhile(&mut self, node: u32, group: GroupId, out_of: u64) {
+        if group != GroupId(0) && self.is_stormy() && self.chance.ratio(1, out_of) {
+            self.after(0, Event::Trim { node, group });
+            let delay_us = self.chance.within(2_000..200_000);
+            self.after(delay_us, Event::MoveBase { node, group });
         }
     }
 
@@ -458,4 +484,6 @@ const TRIGGER_NAMES: [&str; Trigger::ALL.len()] = [
     "trigger.base-moved",
     "trigger.group-created",
     "trigger.journal-idle",
+    "trigger.joint-entered",
+    "trigger.joint-inherited",
 ];

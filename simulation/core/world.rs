@@ -2,11 +2,11 @@
 
 use super::chance::Chance;
 use super::clients::{Ask, Clients};
-use super::disk::{GROUPS_DIR, JOURNAL_DIR};
+use super::disk::{Gate, GROUPS_DIR, JOURNAL_DIR};
 use super::mischief::Mischief;
-use super::operator::Operator;
+use super::operator::{Operator, NOBODY};
 use super::options::Options;
-use super::process::{Failure, Home, Process, RESERVE_BYTES};
+use super::process::{Failure, Home, Process};
 use super::shared::{End, Event, Reply, Shared};
 use super::watch::Watch;
 use crate::faults::FaultClass;
@@ -61,6 +61,8 @@ pub struct Node {
     pub start_due: bool,
     /// Faults that keep the disk slow or hung.
     pub slow_disks: u32,
+    /// It is reads alone that they slow down.
+    pub reads_slow: bool,
     pub hung_disks: u32,
     pub full_disks: u32,
     /// Its links, by the node at the other end.
@@ -162,6 +164,16 @@ impl World {
             Event::Impatient { client, token } => self.clients.impatient(client, token, &mut self.shared),
             Event::Operator => self.operate(),
             Event::Hasty { node, group } => self.change_hastily(node, group),
+            Event::Trim { node, group } => {
+                let command = self.clients.trim_to_end(group, &mut self.shared);
+                self.with(node, None, |process, shared| {
+                    process.act(group, shared, |replica| replica.propose(command, NOBODY));
+                });
+            }
+            Event::MoveBase { node, group } => self.with(node, None, |process, shared| {
+                process.start_base_move(group, shared);
+                process.turn(shared);
+            }),
             Event::Aimed { node, life, strike } => self.strike_aimed(node, life, strike),
             Event::Follow { node } => self.strike_leader(node),
             Event::Fault => self.make_mischief(),
@@ -227,7 +239,7 @@ impl World {
             Ok((process, cut)) => {
                 at.home.is_founded = true;
                 process.gate.set_hung(at.hung_disks > 0);
-                process.gate.set_slowness(if at.slow_disks > 0 { 20 } else { 1 });
+                at.set_pace(&process.gate);
                 let life = at.life;
                 at.process = Some(process);
                 self.shared.event(node, "up", &[life], || format!("life {life}"));
@@ -472,18 +484,22 @@ impl World {
         });
     }
 
-    /// A full disk has less than its reserve left; now and then nearly nothing.
-    pub fn give_space(&mut self, node: u32, is_full: bool) {
-        let rest = match self.shared.chance.ratio(1, 3) {
-            true => self.shared.chance.within(2 << 10..64 << 10),
-            false => RESERVE_BYTES - (64 << 10),
-        };
+    /// How fast a node's disk is.
+    pub fn set_pace(&mut self, node: u32) {
+        let at = &self.nodes[node as usize];
+        if let Some(process) = &at.process {
+            at.set_pace(&process.gate);
+        }
+    }
+
+    /// From here on a node's disk has so much room left.
+    pub fn leave_space(&mut self, node: u32, rest: u64) {
         let at = &mut self.nodes[node as usize];
         let path = PathBuf::from("/");
         at.home.disk.set_capacity(Some(1 << 40));
         let free = at.home.disk.free_bytes(&path).now_or_never().and_then(Result::ok).unwrap_or(1 << 40);
         let used = (1 << 40) - free;
-        at.home.disk.set_capacity(is_full.then_some(used + rest));
+        at.home.disk.set_capacity(Some(used + rest));
     }
 
     pub fn struck(&mut self, class: FaultClass) {
@@ -492,6 +508,12 @@ impl World {
 }
 
 impl Node {
+    fn set_pace(&self, gate: &Gate) {
+        let is_slow = self.slow_disks > 0;
+        gate.set_slowness(if is_slow && !self.reads_slow { 20 } else { 1 });
+        gate.set_reads_slow(is_slow && self.reads_slow);
+    }
+
     fn new(node: u32, nodes: u32, members: &BTreeMap<GroupId, Vec<u32>>) -> Node {
         let hosts = members.iter().filter(|(_, nodes)| nodes.contains(&node));
         let ids = hosts.map(|(group, _)| (*group, ReplicaId::founding(NodeId(node)))).collect();
@@ -513,6 +535,7 @@ impl Node {
             links: vec![Link::default(); nodes as usize + 1],
             start_due: false,
             slow_disks: 0,
+            reads_slow: false,
             hung_disks: 0,
             full_disks: 0,
         }
@@ -530,7 +553,9 @@ fn partition_state(group: GroupId, chance: &mut Chance) -> Bytes {
 /// All nodes vote in group 0; a partition has some of them.
 fn draw_members(group: u64, options: &Options, chance: &mut Chance) -> Vec<u32> {
     let mut nodes: Vec<u32> = (1..=options.nodes).collect();
-    while group > 0 && nodes.len() > options.replication as usize {
+    let is_lone = options.has_lone && group == options.groups;
+    let replicas = if is_lone { 1 } else { options.replication };
+    while group > 0 && nodes.len() > replicas as usize {
         let at = chance.below(nodes.len() as u64) as usize;
         nodes.remove(at);
     }

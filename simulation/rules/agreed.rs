@@ -104,6 +104,11 @@ impl Agreed {
         Ok(())
     }
 
+    /// Nobody has, or ever saw, an entry of this term.
+    pub fn forget(&mut self, term: u64) {
+        self.entries.retain(|(_, of), _| *of != term);
+    }
+
     /// Takes an applied entry up; true if nobody had applied it before.
     ///
     /// # Errors

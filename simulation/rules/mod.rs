@@ -94,8 +94,9 @@ impl Rules {
     pub fn node_down(&mut self, node: u32, how: Down) {
         for group in self.groups.values_mut() {
             let Some(id) = group.hosted.get(&node) else { continue };
-            if let Some(replica) = group.replicas.get_mut(id) {
-                replica.went_down(how);
+            let led = group.replicas.get_mut(id).and_then(|replica| replica.went_down(how));
+            if let Some(term) = led {
+                group.agreed.forget(term);
             }
         }
     }

@@ -37,6 +37,8 @@ pub struct ReplicaModel {
     pub is_lost: bool,
     /// The term it leads, with the commit it was elected with.
     leads: Option<(u64, u64)>,
+    /// The last term that it led in this life.
+    led: u64,
     /// Requests for a vote, by term and candidate: how far the candidate's log was, and its own.
     asked: BTreeMap<(u64, u64), (LogEnd, LogEnd)>,
     /// The highest commit that it told each follower as the leader of a term.
@@ -67,6 +69,7 @@ impl ReplicaModel {
             is_damaged: false,
             is_lost: false,
             leads: None,
+            led: 0,
             asked: BTreeMap::new(),
             commit_told: BTreeMap::new(),
             commit_told_before: BTreeMap::new(),
@@ -75,9 +78,14 @@ impl ReplicaModel {
         }
     }
 
-    pub fn went_down(&mut self, how: Down) {
+    /// Gives the term that it led, if its vote for that was not durable: whoever votes alone leads at once, and appends, though nothing of the
+    /// term has left it. What it appended is forgotten with the vote, and it may lead that term again.
+    pub fn went_down(&mut self, how: Down) -> Option<u64> {
         self.is_damaged |= how == Down::Damaged;
         self.leads = None;
+        let led = std::mem::take(&mut self.led);
+        let promised = (self.durable.hard_state.term, self.durable.hard_state.vote);
+        (promised < (led, self.id.0)).then_some(led)
     }
 
     pub fn received(&mut self, message: &Message) {
@@ -329,6 +337,7 @@ impl GroupModel {
     /// Election safety (Raft, 3.2) and leader completeness (3.6.3).
     fn elected(&mut self, model: &mut ReplicaModel, term: u64) -> Result<(), Breach> {
         model.leads = Some((term, model.live.hard_state.commit));
+        model.led = term;
         let leader = *self.agreed.leaders.entry(term).or_insert(model.id);
         if leader != model.id {
             return Err(("election-safety", format!("replica {} leads term {term}; so does {leader}", model.id)));

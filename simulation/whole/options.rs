@@ -50,15 +50,20 @@ impl Options {
         let sync = pick(&mut rng, &[(1_000, 1_500), (1_000, 4_000), (2_000, 12_000)]);
         let write = pick(&mut rng, &[(0, 0), (0, 0), (0, 2_000)]);
         let nodes = pick(&mut rng, &[3, 3, 5]);
+        // Timeouts so long, at times, that a node which stops can't wait for its followers to take over.
+        let (tick_ms, election_ticks) = match rng.gen_bool(0.2) {
+            true => (30, rng.gen_range(31..=36)),
+            false => (pick(&mut rng, &[40, 60, 100]), rng.gen_range(6..=12)),
+        };
         Options {
             nodes,
             topics: (0..rng.gen_range(1..=2)).map(|_| rng.gen_range(1..=3)).collect(),
-            tick_ms: pick(&mut rng, &[40, 60, 100]),
-            election_ticks: rng.gen_range(6..=12),
+            tick_ms,
+            election_ticks,
             latency: micros(latency),
             write_delay: micros(write),
             sync_delay: micros(sync),
-            segment_bytes: pick(&mut rng, &[16 << 10, 64 << 10, 4 << 20]),
+            segment_bytes: pick(&mut rng, &[8 << 10, 16 << 10, 64 << 10, 4 << 20]),
             sizes: sizes(&mut rng),
             record_bytes_max: pick(&mut rng, &[40, 200, 1_000, 4_000]),
             faults: FaultSet(faults),

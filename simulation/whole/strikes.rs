@@ -7,13 +7,14 @@
 //! The file is long because it holds one function for each class of faults, and all of them share the agenda.
 
 use super::aims::{Aim, Aims, TRIGGERS};
-use super::clients::Log;
+use super::clients::{doors, Log};
 use super::machine::{End, Happened, Machine, Process, Watch};
 use super::network::{between, set_weather, Cut, Network};
 use super::options::Options;
 use super::stage::{now_us, Stage};
 use super::trials::Trial;
 use crate::faults::{FaultClass, Trigger};
+use balsa::client::wire::{self, read_request::From};
 use balsa::client::Client;
 use balsa::disk::sim::{Fault, FaultEffect, OperationKind, SimDisk};
 use balsa::node::founding::FoundingError;
@@ -66,6 +67,8 @@ pub type Machines = Vec<Arc<Machine>>;
 const DRIFT_EVERY_MS: u64 = 500;
 /// An aimed fault waits so long for its event.
 const AIM_MS: u64 = 8_000;
+/// So long somebody waits for records that may be trimmed under way.
+const READ_PATIENCE: Duration = Duration::from_secs(3);
 /// One that waits for what is rare.
 const RARE_AIM_MS: u64 = 60_000;
 
@@ -522,14 +525,23 @@ impl Strikes {
                 self.cut_for(cut, 500..6_000);
                 (node, String::new())
             }
-            FaultClass::Kill if self.rng.gen_bool(0.2) => {
-                let node = self.running()?;
+            FaultClass::Kill if self.rng.gen_bool(0.25) => {
+                // Nobody may be there to hand over to.
+                let cuts =
+                    self.options.has(FaultClass::SplitBrain) || self.options.has(FaultClass::LeaderFromFollowers);
+                let cuts = cuts && self.rng.gen_bool(0.5);
+                let node = if cuts { self.any_leader()? } else { self.running()? };
                 if !self.machine(node).stop() {
                     return None;
                 }
                 self.stopping.insert((node, self.machine(node).life()));
                 self.stage.hit("stop.asked");
-                (node, "in order".to_owned())
+                if !cuts {
+                    return Some((node, "in order".to_owned()));
+                }
+                let cut = between(&self.sims(&[node]), &self.sims(&self.others(node)));
+                self.cut_for(cut, 500..5_000);
+                (node, "in order, and cut off from all others".to_owned())
             }
             FaultClass::Kill | FaultClass::PowerLoss => {
                 let node = self.running()?;
@@ -616,6 +628,17 @@ impl Strikes {
                 }
                 (node, format!("{nodes:?}, {share:.2} of the reserve is left"))
             }
+            FaultClass::DiskSlow if self.rng.gen_bool(0.5) => {
+                // What is read alone: files go under whoever is about to open them.
+                let node = self.running().filter(|node| !self.hung.contains(node))?;
+                let machine = self.machine(node);
+                let longest = Duration::from_millis(self.rng.gen_range(500..4_000));
+                machine.disk().set_delays(OperationKind::Read, Duration::ZERO..=longest);
+                let ms = self.rng.gen_range(3_000..10_000);
+                self.later(ms, Action::UsualDisk { node, life: machine.life() });
+                self.trim_what_is_read(node);
+                (node, format!("reads, up to {longest:?} for {ms} ms"))
+            }
             FaultClass::DiskSlow => {
                 let node = self.running().filter(|node| !self.hung.contains(node))?;
                 let machine = self.machine(node);
@@ -644,6 +667,27 @@ impl Strikes {
             }
             FaultClass::Reorder | FaultClass::Double | FaultClass::Membership => return None,
         })
+    }
+
+    /// Some read a log from its beginning on a node, and it is trimmed meanwhile. What they get nobody looks at: clients do that.
+    fn trim_what_is_read(&mut self, node: u32) {
+        let Some(log) = self.logs.choose(&mut self.rng).cloned() else { return };
+        for _ in 0..3 {
+            let log = log.clone();
+            self.desk.spawn(async move {
+                for _ in 0..4 {
+                    let _ = doors::read(&log, node, From::Earliest(true), true, READ_PATIENCE).await;
+                }
+            });
+        }
+        let (client, late) = (self.desk_client.clone(), Duration::from_millis(self.rng.gen_range(300..3_000)));
+        self.desk.spawn(async move {
+            madsim::time::sleep(late).await;
+            if let Ok(tail) = client.tail(&log.topic, log.partition, false).await {
+                let request = wire::TrimRequest { topic: log.topic, partition: log.partition, offset: tail.tail.0 };
+                let _ = doors::log(node).trim(request).await;
+            }
+        });
     }
 
     fn weather_passes(&mut self) {

@@ -128,8 +128,8 @@ impl<S: StateMachine> Replica<S> {
         if hard_state.commit > last.0 {
             return Err(ReplicaError::CommitBeyondLog { commit: LogIndex(hard_state.commit), last });
         }
+        // A base is journaled together with the hard state of its term, or after it: no sound journal gives this.
         if hard_state.term < base.term.0 {
-            reached!("base of a later term than the hard state");
             (hard_state.term, hard_state.vote) = (base.term.0, INVALID_ID); // never voted in the base's term
         }
         if entries.last().is_some_and(|entry| entry.term > hard_state.term) {
@@ -305,6 +305,12 @@ impl<S: StateMachine> Replica<S> {
             self.raw_node.on_entries_fetched(context);
         }
         self.raw_node.mut_store().forget_fetched();
+    }
+
+    /// Entries that were asked for can't be read. Whoever needs them stays behind until they can; everybody else is served.
+    pub fn entries_unavailable(&mut self, fetch: super::effects::Fetch) {
+        reached!("entries for a follower can't be read");
+        self.entries_fetched(fetch, Vec::new());
     }
 
     /// The log's oldest base, which was asked for.
@@ -483,10 +489,7 @@ impl<S: StateMachine> Replica<S> {
         let raft = &self.raw_node.raft;
         let snapshot = message.get_snapshot();
         let (index, term) = (snapshot.get_metadata().index, snapshot.get_metadata().term);
-        let refuse = |reason: &str| {
-            reached!("snapshot refused");
-            StepRefusal::Snapshot { index, reason: reason.to_owned() }
-        };
+        let refuse = |reason: &str| StepRefusal::Snapshot { index, reason: reason.to_owned() };
         if message.term < raft.term || index <= raft.raft_log.committed {
             // Late: Raft answers it without looking inside, unless it contradicts what is committed.
             if index > 0 && index == raft.raft_log.committed && !raft.raft_log.match_term(index, term) {

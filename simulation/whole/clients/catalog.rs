@@ -31,6 +31,7 @@ pub async fn topics(mut client: Client) {
         client.think().await;
         client.think().await;
         match client.rng.gen_range(0..10) {
+            0..2 if client.rng.gen_bool(0.4) => create_and_delete(&mut client, &shipped, &mut made).await,
             0..3 => {
                 // Several at once at times: whoever watches has all of them to catch up with.
                 for _ in 0..client.rng.gen_range(1..=2) {
@@ -69,13 +70,35 @@ pub async fn topics(mut client: Client) {
 }
 
 async fn create(client: &mut Client, shipped: &client::Client, made: &mut Vec<String>) {
-    // At times under the name of one that was deleted.
-    let name = format!("passing-{}-{}", client.id, client.rng.gen_range(0..4));
+    let (name, new) = draw(client);
     client.began("operation.create-topic", &[]);
-    let new = NewTopic { partitions: Some(client.rng.gen_range(1..=2)), ..NewTopic::default() };
     let created = shipped.create_topic(&name, &new).await;
     client.told(&[u64::from(created.is_ok())], || format!("{name}: {:?}", created.map(|topic| topic.id)));
     made.push(name);
+}
+
+fn draw(client: &mut Client) -> (String, NewTopic) {
+    // At times under the name of one that was deleted.
+    let name = format!("passing-{}-{}", client.id, client.rng.gen_range(0..4));
+    (name, NewTopic { partitions: Some(client.rng.gen_range(1..=2)), ..NewTopic::default() })
+}
+
+/// A topic that is deleted while nodes are about to make its groups.
+async fn create_and_delete(client: &mut Client, shipped: &client::Client, made: &mut Vec<String>) {
+    let (name, new) = draw(client);
+    let late = Duration::from_millis(client.rng.gen_range(0..30));
+    client.began("operation.create-topic", &[]);
+    client.began("operation.delete-topic", &[]);
+    let deleting = async {
+        sleep(late).await;
+        shipped.delete_topic(&name).await
+    };
+    let (created, deleted) = futures::join!(shipped.create_topic(&name, &new), deleting);
+    let came = [u64::from(created.is_ok()), u64::from(deleted.is_ok())];
+    client.told(&came, || format!("{name}: {:?}, {deleted:?}", created.map(|topic| topic.id)));
+    if deleted.is_err() {
+        made.push(name);
+    }
 }
 
 /// The topic that was made last.

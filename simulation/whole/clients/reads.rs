@@ -5,7 +5,7 @@ use super::{doors, servers, Client, Log};
 use crate::history::{ByTime, Read, Stamp, Tail};
 use balsa::client::{self, wire, ClientOptions, ReadFrom, Subscription, SubscriptionOptions};
 use balsa::ids::Offset;
-use madsim::time::timeout;
+use madsim::time::{sleep, timeout};
 use rand::Rng;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -80,11 +80,26 @@ async fn trim(client: &mut Client, log: &Log, node: u32, patience: Duration) {
     // Often near the tail: a replica that was away meanwhile can catch up by a snapshot alone then.
     let offset = if client.rng.gen_bool(0.5) { tail } else { client.rng.gen_range(0..=tail) };
     let request = wire::TrimRequest { topic: log.topic.clone(), partition: log.partition, offset };
-    client.began("operation.trim", &[log.group, u64::from(node), offset]);
-    if let Ok(Ok(answer)) = timeout(patience, doors::log(node).trim(request)).await {
-        let start = answer.into_inner().start;
-        client.told(&[start], || format!("{} starts at {start}", log.key));
-    }
+    // Somebody may be at the records that go.
+    let reader = Some(client.node()).filter(|_| client.rng.gen_bool(0.5));
+    let late = Duration::from_millis(client.rng.gen_range(0..100));
+    let client = &*client;
+    let reading = async {
+        if let Some(reader) = reader {
+            read(client, log, reader, From::Earliest(true), true, patience).await;
+        }
+    };
+    let trimming = async {
+        if reader.is_some() {
+            sleep(late).await;
+        }
+        client.began("operation.trim", &[log.group, u64::from(node), offset]);
+        if let Ok(Ok(answer)) = timeout(patience, doors::log(node).trim(request)).await {
+            let start = answer.into_inner().start;
+            client.told(&[start], || format!("{} starts at {start}", log.key));
+        }
+    };
+    futures::join!(reading, trimming);
 }
 
 /// What a read gave.

@@ -473,13 +473,13 @@ impl<S: StateMachine> Driver<S> {
     }
 
     fn on_fetched(&mut self, group: GroupId, fetch: Fetch, entries: Result<Vec<raft::eraftpb::Entry>, SegmentsError>) {
-        let entries = entries.unwrap_or_else(|error| {
-            // The follower stays behind until the damage is repaired; everybody else is served.
-            reached!("entries for a follower can't be read");
-            warn!(self.log, "entries for a follower can't be read"; "group" => %group, "reason" => %error);
-            Vec::new()
-        });
-        self.with_group(group, |hosted| hosted.replica.entries_fetched(fetch, entries));
+        match entries {
+            Ok(entries) => self.with_group(group, |hosted| hosted.replica.entries_fetched(fetch, entries)),
+            Err(error) => {
+                warn!(self.log, "entries for a follower can't be read"; "group" => %group, "reason" => %error);
+                self.with_group(group, |hosted| hosted.replica.entries_unavailable(fetch));
+            }
+        }
     }
 
     fn on_flushed(&mut self, group: GroupId, done: FlushDone) {
