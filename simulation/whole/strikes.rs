@@ -15,7 +15,7 @@ use super::stage::{now_us, Stage};
 use super::trials::Trial;
 use crate::faults::{FaultClass, Trigger};
 use balsa::client::wire::{self, read_request::From};
-use balsa::client::Client;
+use balsa::client::{Client, NewTopic};
 use balsa::disk::sim::{Fault, FaultEffect, OperationKind, SimDisk};
 use balsa::node::founding::FoundingError;
 use balsa::node::NodeError;
@@ -615,8 +615,14 @@ impl Strikes {
                 let node = self.running()?;
                 let nodes = if self.rng.gen_bool(0.4) { self.others(0) } else { vec![node] };
                 // Hardly anything at times: not even a new group finds room then.
-                let share =
-                    if self.rng.gen_bool(0.25) { self.rng.gen_range(0.0..0.1) } else { self.rng.gen_range(0.3..1.1) };
+                let share = match self.rng.gen_range(0..8) {
+                    0 => 0.0,
+                    1 => self.rng.gen_range(0.0..0.1),
+                    _ => self.rng.gen_range(0.3..1.1),
+                };
+                if share == 0.0 {
+                    self.make_topic();
+                }
                 for node in &nodes {
                     let disk = self.machine(*node).disk();
                     let free = (self.options.reserve_bytes() as f64 * share) as u64;
@@ -687,6 +693,17 @@ impl Strikes {
                 let request = wire::TrimRequest { topic: log.topic, partition: log.partition, offset: tail.tail.0 };
                 let _ = doors::log(node).trim(request).await;
             }
+        });
+    }
+
+    /// A topic more, which is deleted a while later.
+    fn make_topic(&mut self) {
+        let (client, name) = (self.desk_client.clone(), format!("crowded-{}", self.agenda_next));
+        let late = Duration::from_millis(self.rng.gen_range(500..5_000));
+        self.desk.spawn(async move {
+            let _ = client.create_topic(&name, &NewTopic::default()).await;
+            madsim::time::sleep(late).await;
+            let _ = client.delete_topic(&name).await;
         });
     }
 
