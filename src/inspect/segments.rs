@@ -115,6 +115,7 @@ fn summary_lines(file: &Path, found: &SegmentReport, report: &mut Report<'_>) {
     };
     let index = match found.index {
         IndexStatus::Good => "good",
+        IndexStatus::SoFar => "of its first part",
         IndexStatus::Absent => "none",
         IndexStatus::Differs => "of another content; it is rebuilt when needed",
     };
@@ -126,7 +127,7 @@ fn summary_lines(file: &Path, found: &SegmentReport, report: &mut Report<'_>) {
         json!({
             "what": "segment", "file": name, "header": found.header.as_ref().ok().map(header_json), "bytes": file_bytes,
             "frames": frames, "last_index": found.last_index.map(|index| index.0), "tail": tail.0,
-            "index_file": matches!(found.index, IndexStatus::Good),
+            "index_file": matches!(found.index, IndexStatus::Good | IndexStatus::SoFar),
         }),
     );
 }

@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// A segment file grows by as much as it holds, within these bounds: ahead of the frames, in zeros.
 const ALLOCATE_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 20);
 
+/// The index beside the active segment is written anew when so much was synced since.
+const INDEX_EVERY_BYTES: u64 = 1 << 20;
+
 /// What is to be written to one file.
 struct Part {
     first_index: LogIndex,
@@ -31,6 +34,8 @@ struct Part {
     allocated: u64,
     /// The index file's content, if the segment is to be sealed.
     seal: Option<Bytes>,
+    /// The same of a segment that goes on, once what it tells of is synced. Not synced itself: it only spares a scan.
+    index_so_far: Option<Bytes>,
 }
 
 /// Writes what was pending when it was made. One per group at a time.
@@ -72,6 +77,9 @@ impl Segments {
         }
         if sync && parts.last().is_none_or(|part| part.first_index != self.active().summary.first_index()) {
             parts.push(self.active().part(Vec::new()));
+        }
+        if let (true, Some(last)) = (sync, parts.last_mut()) {
+            last.index_so_far = self.active().index_so_far(self.options.index_stride_bytes);
         }
         self.flushing = true;
         Some(FlushJob {
@@ -164,7 +172,14 @@ impl Segment {
             end: self.summary.end,
             allocated: self.allocated,
             seal,
+            index_so_far: None,
         }
+    }
+
+    /// The active segment's index as it stands, if much was added since it was last written.
+    fn index_so_far(&self, stride: u64) -> Option<Bytes> {
+        let due = !self.sealed && self.summary.end - self.indexed >= INDEX_EVERY_BYTES.min(64 * stride);
+        self.index.as_ref().filter(|_| due).map(|index| index::encode(&self.summary, index))
     }
 
     /// Takes note of what a flush did here. Gives the index away once the seal that holds it is on disk.
@@ -176,6 +191,9 @@ impl Segment {
         }
         self.written = part.end;
         self.header = None;
+        if part.index_so_far.is_some() {
+            self.indexed = part.end;
+        }
         part.seal?;
         self.seal_written = true;
         self.handle = None;
@@ -235,6 +253,9 @@ impl Part {
                 .map_err(|error| SegmentsError::write(&index_path, error))?;
         } else if sync {
             file.sync().await.map_err(|error| SegmentsError::sync(&path, error))?;
+            if let Some(index) = self.index_so_far.clone() {
+                write_index_so_far(disk, &path.with_extension("idx"), index).await?;
+            }
         }
         Ok(())
     }
@@ -255,5 +276,26 @@ impl Part {
         let file = opened.map_err(|error| SegmentsError::write(&self.path, error))?;
         self.handle = Some(file.clone());
         Ok(file)
+    }
+}
+
+/// Writes over what is there: torn, its checksums tell. Without room it is left for the next time.
+async fn write_index_so_far(disk: &dyn Disk, path: &Path, index: Bytes) -> Result<(), SegmentsError> {
+    let file = match disk.open(path, OpenMode::Existing, Lane::Bulk).await {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            disk.open(path, OpenMode::CreateNew, Lane::Bulk).await
+        }
+        file => file,
+    };
+    let written = match file {
+        Ok(file) => file.write_at(0, vec![index]).await,
+        Err(error) => Err(error),
+    };
+    match written.map_err(|error| SegmentsError::write(path, error)) {
+        Err(error) if error.is_no_space() => {
+            reached!("no room for the index of the active segment");
+            Ok(())
+        }
+        written => written,
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! For sealed segments both lie in a small file beside it, so that opening a node reads a page per segment instead of the
 //! segment. The file holds nothing that a scan would not find again; lost or damaged, it is rebuilt. Summary and entries
-//! carry a checksum each: opening reads only the former.
+//! carry a checksum each: opening reads only the former. Beside the active segment lies the same, of as much as was synced when it
+//! was written last, so that opening scans only what came after.
 //!
 //! Pure: the codec and the lookups. `scan` fetches and rebuilds.
 
@@ -98,6 +99,15 @@ impl Summary {
             timestamp: base.timestamp,
             runs: vec![TermRun { first: base.index, term: base.term }],
         }
+    }
+
+    /// Whether it is of the same segment as `empty`, which knows no frames.
+    pub fn starts_as(&self, empty: &Summary) -> bool {
+        let begins = |summary: &Summary| {
+            let base = (summary.base_index, summary.base_term, summary.base_tail, summary.base_timestamp);
+            (base, summary.starts_log, summary.frames_at, summary.runs.first().copied())
+        };
+        begins(self) == begins(empty)
     }
 
     /// Takes note of the frame that lies at `self.end`.

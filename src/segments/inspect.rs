@@ -102,7 +102,9 @@ pub enum Ending {
 pub enum IndexStatus {
     /// It describes this segment.
     Good,
-    /// There is none, as beside an active segment; or it can't be read. It is rebuilt when it is needed.
+    /// It describes the first part of this segment, as beside an active one.
+    SoFar,
+    /// There is none, as beside a segment that was just begun; or it can't be read. It is rebuilt when it is needed.
     Absent,
     /// It describes something else than this segment holds. It is rebuilt when it is needed.
     Differs,
@@ -161,6 +163,7 @@ pub async fn inspect(
     let index = match read_summary(disk, &path.with_extension("idx")).await? {
         None => IndexStatus::Absent,
         Some(found) if found == summary => IndexStatus::Good,
+        Some(found) if found.starts_as(&summary) && found.end < summary.end => IndexStatus::SoFar,
         Some(_) => IndexStatus::Differs,
     };
     let last_index = (frames > 0).then_some(summary.last_index);

@@ -152,6 +152,8 @@ struct Segment {
     written: u64,
     /// The file is at least this long; zeros follow what was written.
     allocated: u64,
+    /// The file beside the active segment tells of what lies before this position.
+    indexed: u64,
     /// No more frames are added.
     sealed: bool,
     /// The seal (exact length, sync, index file) is on disk.
@@ -342,6 +344,7 @@ impl Segment {
             handle: None,
             written: 0,
             allocated: 0,
+            indexed: 0,
             sealed: false,
             seal_written: false,
         }
@@ -358,6 +361,7 @@ impl Segment {
             handle: None,
             written,
             allocated: written,
+            indexed: written,
             sealed,
             seal_written: sealed,
         }

@@ -2,7 +2,7 @@
 //!
 //! What lies at or below the base was synced before the base was recorded: it must be there and good, else opening fails and
 //! names what is wrong. What lies above is cut away; the journal holds those entries and they are appended again. Only the
-//! segment that holds the base is scanned; of the sealed ones before it, the summaries beside them are read.
+//! segment that holds the base is scanned, from where its index beside it ends; of the sealed ones before it, the summaries are read.
 
 use super::cache::TailCache;
 use super::header::{self, read_header, segment_path, SegmentHeader};
@@ -184,14 +184,35 @@ impl Opening<'_> {
 
     async fn scanned(&mut self, path: &Path, first_index: LogIndex) -> Result<Segment, SegmentsError> {
         let file = self.open_file(path, OpenMode::Existing).await?;
-        let mut summary = self.summary_from_header(&*file, path, first_index).await?;
+        let empty = self.summary_from_header(&*file, path, first_index).await?;
+        let (mut summary, mut index) = self.index_so_far(&*file, path, empty).await?;
+        let indexed = summary.end;
         let (stride, last) = (self.options.index_stride_bytes, self.base.index);
-        let index = scan::scan_through(&*file, path, &mut summary, stride, last).await?;
+        scan::scan_through(&*file, path, &mut summary, &mut index, stride, last).await?;
         if summary.last_term() != self.base.term {
             return Err(SegmentsError::corrupt(path, summary.end, "the last entry's term is not the base's"));
         }
         self.cut(&*file, path, summary.end).await?;
-        Ok(Segment::written(path.into(), summary, Some(index)))
+        Ok(Segment { indexed, ..Segment::written(path.into(), summary, Some(index)) })
+    }
+
+    /// What the file beside the active segment tells of its first part, if that is of this segment and not of a later state than the
+    /// base; it was written once that part was synced. Without it the scan begins at the beginning.
+    async fn index_so_far(
+        &self,
+        file: &dyn DiskFile,
+        path: &Path,
+        empty: Summary,
+    ) -> Result<(Summary, SparseIndex), SegmentsError> {
+        let len = file.len().await.map_err(|error| SegmentsError::read(path, error))?;
+        let fits = |(summary, _): &(Summary, SparseIndex)| {
+            summary.starts_as(&empty) && summary.last_index <= self.base.index && summary.end <= len
+        };
+        let found = scan::read_index(self.disk, &path.with_extension("idx")).await?.filter(fits);
+        if found.is_some() {
+            reached!("active segment opened by its index");
+        }
+        Ok(found.unwrap_or_else(|| (empty, SparseIndex::default())))
     }
 
     /// The summary of a sealed segment that `next` follows.
@@ -207,8 +228,8 @@ impl Opening<'_> {
             return Ok(summary);
         }
         let mut summary = self.summary_from_header(&*file, path, first_index).await?;
-        let stride = self.options.index_stride_bytes;
-        let index = scan::scan_through(&*file, path, &mut summary, stride, next.base_index).await?;
+        let (stride, mut index) = (self.options.index_stride_bytes, SparseIndex::default());
+        scan::scan_through(&*file, path, &mut summary, &mut index, stride, next.base_index).await?;
         if summary.last_term() != next.base_term {
             return Err(SegmentsError::corrupt(path, summary.end, "the last entry's term is not the next segment's"));
         }
@@ -249,12 +270,11 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Removes what is not part of the log: later and older segments, indexes without a sealed segment, unfinished files.
+    /// Removes what is not part of the log: later and older segments, indexes without a segment, unfinished files.
     async fn remove_others(&mut self, names: &[PathBuf], kept: &VecDeque<Segment>) -> Result<(), SegmentsError> {
         for path in names {
-            let part_of_log = kept.iter().any(|segment| {
-                **path == *segment.path || segment.sealed && *path == segment.path.with_extension("idx")
-            });
+            let part_of_log =
+                kept.iter().any(|segment| **path == *segment.path || *path == segment.path.with_extension("idx"));
             if !part_of_log {
                 remove(self.disk, path).await?;
                 self.report.removed.push(path.clone());

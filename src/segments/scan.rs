@@ -83,7 +83,7 @@ impl<'a> FrameReader<'a> {
     }
 }
 
-/// Continues `summary` and an index over the frames of a file until `last` was read.
+/// Continues `summary` and `index` over the frames of a file until `last` was read.
 ///
 /// # Errors
 /// As [`FrameReader::next`]; `Corrupt` also where indexes are not consecutive, `Missing` where the file ends before `last`.
@@ -91,11 +91,11 @@ pub(super) async fn scan_through(
     file: &dyn DiskFile,
     path: &Path,
     summary: &mut Summary,
+    index: &mut SparseIndex,
     stride: u64,
     last: LogIndex,
-) -> Result<SparseIndex, SegmentsError> {
+) -> Result<(), SegmentsError> {
     let file_len = file.len().await.map_err(|error| SegmentsError::read(path, error))?;
-    let mut index = SparseIndex::default();
     let mut reader = FrameReader::new(file, path, summary.end, file_len, SCAN_CHUNK_BYTES);
     while summary.last_index < last {
         let position = reader.position();
@@ -104,9 +104,9 @@ pub(super) async fn scan_through(
         if frame.index != summary.last_index.next() || frame.term < summary.last_term() {
             return Err(SegmentsError::corrupt(path, position, "the frame does not follow the one before it"));
         }
-        add_frame(summary, &mut index, stride, &frame);
+        add_frame(summary, index, stride, &frame);
     }
-    Ok(index)
+    Ok(())
 }
 
 /// Takes note, in both, of a frame that lies at the summary's end.
@@ -145,15 +145,9 @@ pub(super) async fn load_index(
     summary: &Summary,
     stride: u64,
 ) -> Result<Arc<SparseIndex>, SegmentsError> {
-    let index_path = path.with_extension("idx");
-    if let Some((file, len)) = open_if_there(disk, &index_path).await? {
-        let bytes = file.read_at(0, len as usize).await.map_err(|error| SegmentsError::read(&index_path, error))?;
-        if let Some((found, entries)) = index::decode_summary(&bytes) {
-            let index = index::decode_entries(entries, &bytes[entries.position as usize..]);
-            if let (true, Some(index)) = (found == *summary, index) {
-                return Ok(Arc::new(index));
-            }
-        }
+    match read_index(disk, &path.with_extension("idx")).await? {
+        Some((found, index)) if found == *summary => return Ok(Arc::new(index)),
+        _ => {}
     }
     reached!("segment index rebuilt for a read");
     let file =
@@ -161,8 +155,22 @@ pub(super) async fn load_index(
     let mut again = Summary { end: summary.frames_at, last_index: summary.base_index, ..summary.clone() };
     (again.tail, again.timestamp) = (summary.base_tail, summary.base_timestamp);
     again.runs.truncate(1);
-    let index = scan_through(&*file, path, &mut again, stride, summary.last_index).await?;
+    let mut index = SparseIndex::default();
+    scan_through(&*file, path, &mut again, &mut index, stride, summary.last_index).await?;
     Ok(Arc::new(index))
+}
+
+/// What an index file holds; `None` if it is lost or damaged.
+///
+/// # Errors
+/// Only those of the disk, a missing file aside.
+pub(super) async fn read_index(disk: &dyn Disk, path: &Path) -> Result<Option<(Summary, SparseIndex)>, SegmentsError> {
+    let Some((file, len)) = open_if_there(disk, path).await? else { return Ok(None) };
+    let bytes = file.read_at(0, len as usize).await.map_err(|error| SegmentsError::read(path, error))?;
+    let Some((summary, at)) = index::decode_summary(&bytes) else { return Ok(None) };
+    let entries = bytes.get(at.position as usize..).and_then(|bytes| bytes.get(..at.len));
+    let index = entries.and_then(|entries| index::decode_entries(at, entries));
+    Ok(index.map(|index| (summary, index)))
 }
 
 /// An index file and its length; `None` if it is not there, or longer than any is.

@@ -247,6 +247,47 @@ fn opening_reads_the_summaries_of_sealed_segments_and_rebuilds_a_lost_one() {
 }
 
 #[test]
+fn opening_scans_the_active_segment_from_where_its_index_ends() {
+    let disk = SimDisk::new();
+    let options = SegmentsOptions { segment_bytes: 1 << 20, tail_cache_bytes: 0, ..options() };
+    let mut segments = open_with(&disk, options, &founding());
+    (2..60).for_each(|index| segments.append(one_record(index, index - 2)));
+    flush(&mut segments, true).expect("there is room");
+    let indexed = base_at(&segments);
+    (60..70).for_each(|index| segments.append(one_record(index, index - 2)));
+    flush(&mut segments, true).expect("there is room");
+    let base = base_at(&segments);
+    let (found, frames) = report(&disk, &segment(2));
+    assert_eq!(
+        (found.frames, found.index),
+        (68, IndexStatus::SoFar),
+        "the second flush was too small for another index"
+    );
+
+    // Opening believes it: what rots before its end is found by whoever reads it, as in a sealed segment.
+    let disk = disk.restart();
+    assert!(disk.flip(&segment(2), frames[3].position + 100, 1));
+    let mut reopened = open_with(&disk, options, &base);
+    assert_eq!((reopened.last_index(), reopened.tail()), (base.index, base.tail));
+    let Located::Cold(read) = reopened.locate(Offset(67), 1) else { panic!("it is not cached") };
+    assert_eq!(now(read.run()).expect("it is whole")[0].base_offset, Offset(67));
+    let Located::Cold(read) = reopened.locate(Offset(3), 1) else { panic!("it is not cached") };
+    assert!(now(read.run()).expect_err("it is rotten").is_corruption());
+    reopened.append(one_record(70, 68));
+    flush(&mut reopened, true).expect("there is room");
+
+    // One that is torn, or tells of more than the base, is not believed: the scan meets the rot.
+    let refused = |base: &Base, disk: SimDisk| {
+        let opened = now(Segments::open(Arc::new(disk), DIR.into(), options, base));
+        assert!(opened.err().expect("it is rotten").is_corruption());
+    };
+    let earlier = Base { index: LogIndex(40), tail: Offset(39), ..indexed };
+    refused(&earlier, disk.restart());
+    assert!(disk.flip(&segment(2).with_extension("idx"), 150, 1));
+    refused(&base, disk.restart());
+}
+
+#[test]
 fn inspection_names_damage_and_goes_on_behind_it() {
     let disk = SimDisk::new();
     let mut segments = open_with(&disk, SegmentsOptions { segment_bytes: 1 << 20, ..options() }, &founding());

@@ -151,7 +151,13 @@ impl<S: StateMachine> Driver<S> {
             info!(self.log, "segments opened"; "group" => %group, "report" => ?report);
         }
         let id = ReplicaId::founding(self.options.node);
-        self.bring_up(group, id, state, segments, false)
+        let conf = &state.base.conf_state;
+        let alone = conf.voters == [id.0] && conf.voters_outgoing.is_empty();
+        self.bring_up(group, id, state, segments, false)?;
+        if let (true, Some(hosted)) = (alone, self.groups.get_mut(&group)) {
+            hosted.replica.campaign_soon(0); // there is nobody to wait for
+        }
+        Ok(())
     }
 
     fn segments_options(&self, group: GroupId) -> SegmentsOptions {
