@@ -1,7 +1,7 @@
 //! The disk of the machine: `std::fs` on threads of its own, off the event loop.
 //!
-//! Duty: do what is asked, once, and report what came of it. One thread serves [`Lane::Journal`], two serve
-//! [`Lane::Bulk`], so that the journal's sync never waits behind a cold read. It refuses to retry: an interrupted call
+//! Duty: do what is asked, once, and report what came of it. One thread serves [`Lane::Journal`], one [`Lane::Fill`] and two
+//! [`Lane::Bulk`], so that the journal's sync never waits behind a cold read, nor its next file behind the syncs of segments. It refuses to retry: an interrupted call
 //! and a short write are carried on, but a failed write or sync is reported and never repeated. After a failed sync
 //! Linux marks the pages clean, so that a second sync would report a success that never was (Rebello et al. 2020).
 //!
@@ -25,6 +25,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use tokio::sync::oneshot;
 
 const JOURNAL_THREADS: usize = 1;
+const FILL_THREADS: usize = 1;
 const BULK_THREADS: usize = 2;
 
 /// Parts given to the kernel in one call; POSIX promises at least 16, Linux and macOS take 1,024.
@@ -48,6 +49,7 @@ type Job = Box<dyn FnOnce() + Send>;
 #[derive(Clone)]
 pub struct RealDisk {
     journal: Arc<Threads>,
+    fill: Arc<Threads>,
     bulk: Arc<Threads>,
     /// Memory in which writes past the page cache are put together.
     aligned: Arc<Mutex<Vec<u8>>>,
@@ -60,14 +62,16 @@ impl RealDisk {
     /// If the system refuses a thread.
     pub fn new() -> io::Result<RealDisk> {
         let journal = Arc::new(Threads::start("disk-journal", JOURNAL_THREADS)?);
+        let fill = Arc::new(Threads::start("disk-fill", FILL_THREADS)?);
         let bulk = Arc::new(Threads::start("disk-bulk", BULK_THREADS)?);
-        Ok(RealDisk { journal, bulk, aligned: Arc::default() })
+        Ok(RealDisk { journal, fill, bulk, aligned: Arc::default() })
     }
 
     fn lane(&self, lane: Lane) -> &Arc<Threads> {
         match lane {
             Lane::Journal => &self.journal,
-            Lane::Fill | Lane::Bulk => &self.bulk,
+            Lane::Fill => &self.fill,
+            Lane::Bulk => &self.bulk,
         }
     }
 }
