@@ -462,7 +462,11 @@ fn tail_behind_tail(history: &mut History, rng: &mut StdRng) -> bool {
 }
 
 fn tail_from_the_future(history: &mut History, rng: &mut StdRng) -> bool {
-    let at = rng.gen_range(0..history.tails.len() / 4);
+    let early = history.tails.len() / 4;
+    if early == 0 {
+        return false;
+    }
+    let at = rng.gen_range(0..early);
     let tail = &history.tails[at];
     let end = end_of_log(history, tail.partition);
     if end == tail.tail {
