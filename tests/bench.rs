@@ -49,6 +49,7 @@ mod tests {
             "{}",
             printed(&told)
         );
+        expect(&cluster.balsa(&["bench", "latency", "--in-flight", "2"]), 2, &["unexpected argument '--in-flight'"]);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -86,11 +86,7 @@ impl Journal {
             Some(spare) => spare,
             None => {
                 reached!("journal file made while a write waited");
-                // Each twice as large as the one before: files that hold no checkpoint would pile up.
-                let grown = (2 * self.file.entry.bytes).min(self.prepared_file_bytes());
-                let bytes = sector_up(self.options.first_file_bytes.max(grown).max(wanted));
-                let slot = self.take_slot();
-                fill_file(self.disk.clone(), self.dir.clone(), slot, bytes, bytes).await?
+                self.fill_at_once(wanted).await?
             }
         };
         match self.name_files(Some(filled), false).await? {
@@ -100,6 +96,25 @@ impl Journal {
             }
             (_, None) => unreachable!("a filled file was given"),
         }
+    }
+
+    /// Twice as large as the present file: files that hold no checkpoint would pile up. Where there is no room for that, as small as it may be.
+    async fn fill_at_once(&mut self, wanted: u64) -> Result<Filled, JournalError> {
+        let small = sector_up(self.options.first_file_bytes.max(wanted));
+        let grown = sector_up((2 * self.file.entry.bytes).min(self.prepared_file_bytes()));
+        if grown > small {
+            let slot = self.take_slot();
+            match fill_file(self.disk.clone(), self.dir.clone(), slot, grown, grown).await {
+                Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                    reached!("no room for a larger journal file");
+                    let path = file_path(&self.dir, slot);
+                    self.disk.remove(&path).await.map_err(JournalError::io("remove", path))?;
+                }
+                filled => return filled,
+            }
+        }
+        let slot = self.take_slot();
+        fill_file(self.disk.clone(), self.dir.clone(), slot, small, small).await
     }
 
     fn take_slot(&mut self) -> u64 {

@@ -17,20 +17,35 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+/// How many appends are under way, and when they begin.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Load {
-    /// The topic
-    #[arg(long, default_value = "bench", value_name = "TOPIC")]
-    topic: String,
-    /// Partitions, if the topic is created
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    partitions: u32,
+pub(super) struct Flow {
     /// Clients, each with its own connections
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     clients: u32,
     /// Appends in flight, over all clients
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     in_flight: u32,
+    /// Appends a second, each at its moment whatever became of those before it; --in-flight bounds how many may be under way
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    rate: Option<u32>,
+}
+
+impl Flow {
+    pub(super) const ONE_AT_A_TIME: Flow = Flow { clients: 1, in_flight: 1, rate: None };
+}
+
+/// What is appended, and for how long.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Load {
+    #[arg(skip = Flow::ONE_AT_A_TIME)]
+    flow: Flow,
+    /// The topic
+    #[arg(long, default_value = "bench", value_name = "TOPIC")]
+    topic: String,
+    /// Partitions, if the topic is created
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    partitions: u32,
     /// Bytes of each record
     #[arg(long, default_value_t = 100, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     record_bytes: u32,
@@ -43,9 +58,6 @@ pub(super) struct Load {
     /// How long to append before measuring
     #[arg(long, default_value = "1s", value_name = "TIME", value_parser = moment::duration)]
     warmup: Duration,
-    /// Appends a second, each at its moment whatever became of those before it; --in-flight bounds how many may be under way
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    rate: Option<u32>,
     /// One call per append
     #[arg(long, conflicts_with = "stream")]
     unary: bool,
@@ -55,18 +67,18 @@ pub(super) struct Load {
 }
 
 impl Load {
-    pub(super) fn one_at_a_time(self) -> Load {
-        Load { in_flight: 1, clients: 1, rate: None, ..self }
+    pub(super) fn with(self, flow: Flow) -> Load {
+        Load { flow, ..self }
     }
 
     /// One client's share of what may be in flight.
     fn share(&self, client: u32) -> u32 {
-        self.in_flight / self.clients + u32::from(client < self.in_flight % self.clients)
+        self.flow.in_flight / self.flow.clients + u32::from(client < self.flow.in_flight % self.flow.clients)
     }
 
     /// Between two appends of one client, at a fixed rate.
     fn pace(&self) -> Option<Duration> {
-        let rate = f64::from(self.rate?) / f64::from(self.clients.min(self.in_flight));
+        let rate = f64::from(self.flow.rate?) / f64::from(self.flow.clients.min(self.flow.in_flight));
         Some(Duration::from_secs_f64(1.0 / rate))
     }
 }
@@ -100,7 +112,7 @@ pub(super) async fn run(common: &Common, name: &str, load: Load) -> Result<(), F
     let window = Window::after(load.warmup, load.duration);
     let used = tokio::spawn(used_within(client, window));
     let mut workers = Vec::new();
-    for number in (0..load.clients).filter(|number| load.share(*number) > 0) {
+    for number in (0..load.flow.clients).filter(|number| load.share(*number) > 0) {
         let (load, client, share) = (load.clone(), common.client()?, load.share(number));
         workers.push(match load.unary {
             true => tokio::spawn(unary(load, client, number, partitions, window)),
@@ -155,7 +167,7 @@ async fn unary(load: Load, client: Client, number: u32, partitions: u32, window:
             note(done)?;
         }
         // In a closed loop the clock starts when there is room.
-        let since = if load.rate.is_some() { since } else { Instant::now() };
+        let since = if load.flow.rate.is_some() { since } else { Instant::now() };
         if Instant::now() >= window.to {
             break;
         }
@@ -212,7 +224,7 @@ async fn stream(
         let since = schedule.due().await;
         let Ok(permit) = permits.acquire().await else { break };
         permit.forget();
-        let since = if load.rate.is_some() { since } else { Instant::now() };
+        let since = if load.flow.rate.is_some() { since } else { Instant::now() };
         due.lock().expect("nobody panics while holding it")[turn as usize].push_back(since);
         let timestamp = clock.now();
         for _ in 0..load.batch {
@@ -277,18 +289,18 @@ fn report(
     let mut out = Out::new();
     if common.output == Format::Json {
         out.json(&json!({
-            "bench": name, "mode": mode, "clients": load.clients, "in_flight": load.in_flight, "batch": load.batch,
-            "record_bytes": load.record_bytes, "partitions": partitions, "rate": load.rate, "seconds": seconds,
+            "bench": name, "mode": mode, "clients": load.flow.clients, "in_flight": load.flow.in_flight, "batch": load.batch,
+            "record_bytes": load.record_bytes, "partitions": partitions, "rate": load.flow.rate, "seconds": seconds,
             "records": total.records, "records_per_s": per_second, "bytes_per_s": bytes_per_second,
             "p50_ms": p50, "p99_ms": p99, "p999_ms": p999, "max_ms": max,
             "server_cpu_s_per_100k": cpu_s, "server_written_bytes_per_100k": written,
         }))?;
         return Ok(out.flush()?);
     }
-    let rate = load.rate.map_or(String::new(), |rate| format!(", {} appends/s due", grouped(rate.into())));
+    let rate = load.flow.rate.map_or(String::new(), |rate| format!(", {} appends/s due", grouped(rate.into())));
     out.line(&format!(
         "{name}: {mode}, {} in flight{rate}, batches of {}, {} B records, {partitions} partitions, {} clients, {seconds} s",
-        load.in_flight, load.batch, load.record_bytes, load.clients
+        load.flow.in_flight, load.batch, load.record_bytes, load.flow.clients
     ))?;
     out.line(&format!("  {} records/s, {}/s", grouped(per_second as u64), bytes_text(bytes_per_second as u64)))?;
     out.line(&format!("  latency ms: p50 {p50:.2}, p99 {p99:.2}, p99.9 {p999:.2}, max {max:.2}"))?;

@@ -42,7 +42,12 @@ enum What {
 Examples:
   balsa bench append --in-flight 64 --unary
   balsa bench append --rate 5000 --in-flight 1000")]
-    Append(append::Load),
+    Append {
+        #[command(flatten)]
+        flow: append::Flow,
+        #[command(flatten)]
+        load: append::Load,
+    },
     /// Append one at a time, and look at the latency alone
     #[command(after_help = "Example:\n  balsa bench latency --record-bytes 1000")]
     Latency(append::Load),
@@ -65,8 +70,8 @@ pub(super) async fn run(common: &Common, args: BenchArgs) -> Result<(), Failure>
     };
     let measured = async {
         match what {
-            What::Append(load) => append::run(common, "append", load).await,
-            What::Latency(load) => append::run(common, "latency", load.one_at_a_time()).await,
+            What::Append { flow, load } => append::run(common, "append", load.with(flow)).await,
+            What::Latency(load) => append::run(common, "latency", load).await,
             What::Read(load) => read::run(common, load).await,
             What::Idle(args) => idle::run(common, args).await,
             What::Failover(_) => Ok(()),
