@@ -24,6 +24,8 @@ use uuid::Uuid;
 
 /// Simulated time in which faults strike.
 const RUN_US: u64 = 60_000_000;
+/// Where long elections left clients little time they go on, after all was healed, until they have done so much.
+const OPERATIONS_LEAST: u64 = 300;
 /// Nothing takes longer than this.
 const LONGEST_US: u64 = 600_000_000;
 
@@ -78,6 +80,8 @@ pub async fn run(options: Arc<Options>, stage: Stage, seed: u64) -> u64 {
     if within_budget {
         judge(&stage, "after all was healed", resumed);
     }
+    let enough = desk.spawn(until_enough(stage.clone()));
+    wait(&mut strikes, &mut told, enough).await;
     shared.stop();
     let ended = desk.spawn(clients.ended());
     wait(&mut strikes, &mut told, ended).await;
@@ -98,6 +102,12 @@ pub async fn run(options: Arc<Options>, stage: Stage, seed: u64) -> u64 {
     end_all(&machines, &clients, &desk);
     madsim::time::sleep(Duration::from_millis(5)).await;
     took_ms
+}
+
+async fn until_enough(stage: Stage) {
+    while !stage.is_broken() && stage.lock().operations < OPERATIONS_LEAST && now_us() < LONGEST_US {
+        madsim::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// All is healed but for one thing, and what was promised for that is judged; then for nothing.
