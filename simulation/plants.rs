@@ -119,6 +119,12 @@ pub const PLANTS: &[Plant] = &[
         worlds: BOTH,
     },
     Plant {
+        name: "snapshot-overtakes-a-flush",
+        what: "a snapshot's old segments are dropped while a flush into them is under way, which makes some of them anew",
+        incident: "our own simulator, at seeds 2127, 3956 and 6711; Apache Kafka, KAFKA-15391 and KAFKA-15572, 2023: a flush beside the removal of its files, first forgiven, then made to wait",
+        worlds: CORE,
+    },
+    Plant {
         name: "off-by-one-after-install",
         what: "after a snapshot the first entry behind it counts as written, and never is",
         incident: "dqlite's raft, canonical/raft #149: the start index behind a snapshot was off, 2020",

@@ -1,7 +1,7 @@
 //! The worlds that this build holds, and what each of them can do. Decides nothing else: a world is a function.
 //!
-//! A world's module offers `run`, `FAULTS` (the classes it knows), `TRIGGERS` (the events it aims at) and, if there are any, `ONCE_FAILED` (seeds
-//! that found something), and is listed here.
+//! A world's module offers `run`, `FAULTS` (the classes it knows), `TRIGGERS` (the events it aims at) and `ONCE_FAILED` (seeds that found
+//! something), and is listed here.
 
 use crate::run::{Registered, World};
 use crate::{core, whole};
@@ -14,7 +14,7 @@ pub fn registered() -> Vec<Registered> {
             run: core::run,
             faults: core::FAULTS,
             triggers: core::TRIGGERS,
-            once_failed: &[],
+            once_failed: core::ONCE_FAILED,
         },
         Registered {
             world: World::Whole,

@@ -126,13 +126,15 @@ impl History {
     fn install_snapshot(&mut self) {
         let overtaken = self.segments.begin_flush(true);
         let base = snapshot_ahead(&self.model, &mut self.rng);
-        let job = self.segments.reset(base.clone());
+        self.segments.reset(base.clone());
         if let Some(flush) = overtaken {
+            assert!(self.segments.begin_reset().is_none(), "the snapshot waits for the flush");
             let done = now(flush.run());
             self.segments.finish_flush(done).expect("the flush succeeds, and counts for nothing");
         }
         let old = std::mem::replace(&mut self.model, Model::new(base.clone()));
         self.append();
+        let job = self.segments.begin_reset().expect("a reset waits");
         let done = now(job.run()).expect("the new segment is written");
         // Crashes until here find the old base; the log of then is what must be there.
         self.keep_moments(&old);

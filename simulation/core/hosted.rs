@@ -92,11 +92,11 @@ impl Hosted {
         ids.into_iter().flatten().map(|id| ReplicaId(*id))
     }
 
-    pub fn retry_reset(&mut self, group: GroupId) -> Option<Job> {
+    pub fn begin_reset(&mut self, group: GroupId) -> Option<Job> {
         if self.held.is_none() || self.reset_running {
             return None;
         }
-        let reset = self.segments.retry_reset()?;
+        let reset = self.segments.begin_reset()?;
         self.reset_running = true;
         Some(Box::pin(async move { JobDone::Reset { group, done: reset.run().await } }))
     }
@@ -118,11 +118,11 @@ impl Process {
             self.note(group, &effects, shared);
             let Some(hosted) = self.groups.get_mut(&group) else { return };
             if let Some(base) = effects.installed.clone() {
-                let reset = hosted.segments.reset(base);
+                hosted.segments.reset(base);
                 hosted.held = Some(Box::new(effects));
                 hosted.moving_base = None;
-                hosted.reset_running = true;
-                self.spawn(Box::pin(async move { JobDone::Reset { group, done: reset.run().await } }));
+                let reset = hosted.begin_reset(group);
+                reset.into_iter().for_each(|job| self.spawn(job));
                 break;
             }
             let changed = effects.frames.iter().any(|frame| frame.kind == EntryKind::ConfChange);
@@ -396,6 +396,8 @@ impl Process {
         hosted.flushing = false;
         match hosted.segments.finish_flush(done) {
             Ok(_) => {
+                let reset = hosted.begin_reset(group);
+                reset.into_iter().for_each(|job| self.spawn(job));
                 self.record_base(group, shared);
                 if self.groups.get(&group).is_some_and(|hosted| hosted.base_wanted) {
                     self.start_base_move(group, shared);

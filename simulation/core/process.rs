@@ -461,7 +461,7 @@ impl Process {
         for (group, hosted) in &mut self.groups {
             if std::mem::take(&mut hosted.no_space) {
                 self.dirty.insert(*group);
-                retried.extend(hosted.retry_reset(*group));
+                retried.extend(hosted.begin_reset(*group));
             }
         }
         retried.into_iter().for_each(|job| self.spawn(job));

@@ -18,7 +18,6 @@ mod state;
 
 use super::{BoxFuture, Disk, DiskFile, Lane, LockGuard, OpenMode};
 use bytes::Bytes;
-use paged::Paged;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use state::{not_found, Change, Node, State};
@@ -267,26 +266,19 @@ impl SimDisk {
         self.state().bytes_used()
     }
 
-    /// Rot: flips bits of the byte at `position`, live and durable. False if the file has no such byte.
+    /// Rot: flips bits of the byte at `position`, wherever it stands by now: live, durable, or under way. False if the file has no such byte.
     pub fn flip(&self, path: &Path, position: u64, mask: u8) -> bool {
-        self.damage(path, |paged| match paged.read(position, 1).first() {
-            Some(byte) => {
-                paged.write(position, &[byte ^ mask]);
-                true
-            }
-            None => false,
-        })
+        self.rot(path, position, 1, &|bytes| bytes[0] ^= mask)
     }
 
-    /// Rot: zeros where there was something. False if the file is not there or shorter.
+    /// Rot: zeros where there was something, in the same way. False if the file is not there or shorter.
     pub fn zero_block(&self, path: &Path, position: u64, len: u64) -> bool {
-        self.damage(path, |paged| {
-            let inside = position + len <= paged.len();
-            if inside {
-                paged.zero(position, len);
-            }
-            inside
-        })
+        self.rot(path, position, len, &|bytes| bytes.fill(0))
+    }
+
+    fn rot(&self, path: &Path, position: u64, len: u64, rot: &dyn Fn(&mut [u8])) -> bool {
+        let mut state = self.state();
+        state.file_mut(path).is_some_and(|inode| inode.rot(position, len, rot))
     }
 
     /// Damage: the file is gone, as if somebody had removed it. False if it was not there.
@@ -305,21 +297,8 @@ impl SimDisk {
                 _ => return false,
             }
         };
-        self.damage(path, |paged| {
-            *paged = content.clone();
-            true
-        })
-    }
-
-    fn damage(&self, path: &Path, mut change: impl FnMut(&mut Paged) -> bool) -> bool {
         let mut state = self.state();
-        let Some(Node::File(inode)) = state.names.get(path).copied() else { return false };
-        state.inodes.get_mut(&inode).is_some_and(|inode| {
-            let inode = Arc::make_mut(inode);
-            let live = change(&mut inode.live);
-            change(&mut inode.durable);
-            live
-        })
+        state.file_mut(path).map(|inode| (inode.live, inode.durable) = (content.clone(), content)).is_some()
     }
 
     /// Waits out the delay or the hang ordered for this operation, then does it; a fault may strike it.

@@ -97,11 +97,6 @@ impl SegmentsError {
         matches!(self, SegmentsError::NoSpace { .. })
     }
 
-    /// Whether a file that was to be written is not there.
-    pub(super) fn is_gone(&self) -> bool {
-        matches!(self, SegmentsError::WriteFailed { source, .. } if source.kind() == io::ErrorKind::NotFound)
-    }
-
     pub(super) fn write(file: &Path, source: io::Error) -> SegmentsError {
         let file = file.to_path_buf();
         match source.kind() {

@@ -115,16 +115,12 @@ impl Segments {
     /// no further flush begins.
     pub fn finish_flush(&mut self, done: FlushDone) -> Result<LogIndex, SegmentsError> {
         self.flushing = false;
-        let is_overtaken = done.life != self.life;
-        let must_stop = |error: &SegmentsError| error.must_stop() && !(is_overtaken && error.is_gone());
-        let has_failed = done.result.as_ref().is_err_and(must_stop);
-        self.failed |= has_failed;
-        if is_overtaken {
-            // A snapshot replaced these segments meanwhile, and their files may have been dropped before the flush came to them. What
-            // matters of it is only whether the disk failed for good.
+        self.failed |= done.result.as_ref().is_err_and(SegmentsError::must_stop);
+        if done.life != self.life {
+            // A snapshot replaces these segments. What matters of it is only whether the disk failed for good.
             reached!("flush overtaken by a snapshot");
             return match done.result {
-                Err(error) if has_failed => Err(error),
+                Err(error) if error.must_stop() => Err(error),
                 _ => Ok(self.synced_through),
             };
         }

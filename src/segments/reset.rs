@@ -1,8 +1,11 @@
 //! A snapshot replaces the log: a new first segment with the snapshot as its base, and the old ones go.
 //!
-//! The order that a crash at any point survives: (1) the new segment is written and synced under its name; (2) the caller
-//! journals the base; (3) the old files are dropped. Opening with the old base finds the old segments and drops the new one;
-//! opening with the new base, or any later one, finds that the new segment starts the log and drops what is older.
+//! The order that a crash at any point survives: (0) a flush that is under way ends; (1) the new segment is written and synced under
+//! its name; (2) the caller journals the base; (3) the old files are dropped. Opening with the old base finds the old segments and
+//! drops the new one; opening with the new base, or any later one, finds that the new segment starts the log and drops what is older.
+//!
+//! Without (0) the flush could make an old file anew behind (3): unsynced, never dropped again, and taken for a damaged part of the log
+//! once the segment that started it was trimmed (seen in the simulator).
 
 use super::header::SegmentHeader;
 use super::trim::DropJob;
@@ -20,6 +23,7 @@ pub(super) struct Resetting {
     pub header: Bytes,
     /// The old segments' files, to be dropped at the end.
     old: Vec<Arc<Path>>,
+    tried: bool,
 }
 
 /// Writes and syncs the new first segment.
@@ -39,8 +43,8 @@ pub struct ResetDone {
 
 impl Segments {
     /// Replaces everything by `base`. Appends go on right behind it, in memory; reads see only what follows it. Nothing is
-    /// flushed before [`Segments::finish_reset`].
-    pub fn reset(&mut self, base: Base) -> ResetJob {
+    /// flushed before [`Segments::finish_reset`]; the files follow with [`Segments::begin_reset`].
+    pub fn reset(&mut self, base: Base) {
         let unfinished = self.resetting.take().map(|reset| reset.old).unwrap_or_default();
         let old = self.segments.iter().map(|segment| segment.path.clone());
         let segment = Segment::new(&self.dir, self.options.group, base.clone(), true);
@@ -59,14 +63,20 @@ impl Segments {
         }
         self.synced_bytes = self.appended_bytes;
         self.life += 1;
-        self.resetting = Some(Resetting { path: path.clone(), header: header.clone(), old });
-        ResetJob { disk: self.disk.clone(), path, header }
+        self.resetting = Some(Resetting { path, header, old, tried: false });
     }
 
-    /// The job of the unfinished reset once more, after it found no room.
-    pub fn retry_reset(&self) -> Option<ResetJob> {
-        let reset = self.resetting.as_ref()?;
-        reached!("snapshot's first segment tried again after want of room");
+    /// The job that puts the new first segment in place. To be asked for after [`Segments::reset`], and again when a flush has ended
+    /// or when there is room after the job found none. `None` while a flush is under way, or if no reset is.
+    pub fn begin_reset(&mut self) -> Option<ResetJob> {
+        let reset = self.resetting.as_mut()?;
+        if self.flushing && !planted!("snapshot-overtakes-a-flush") {
+            reached!("snapshot waits for the end of a flush");
+            return None;
+        }
+        if std::mem::replace(&mut reset.tried, true) {
+            reached!("snapshot's first segment tried again after want of room");
+        }
         Some(ResetJob { disk: self.disk.clone(), path: reset.path.clone(), header: reset.header.clone() })
     }
 
@@ -87,7 +97,7 @@ impl ResetJob {
     /// Writes the new first segment.
     ///
     /// # Errors
-    /// `NoSpace`: repeat it later with [`Segments::retry_reset`]. Any other: the node stops.
+    /// `NoSpace`: repeat it later with [`Segments::begin_reset`]. Any other: the node stops.
     pub async fn run(self) -> Result<ResetDone, SegmentsError> {
         let written = disk::replace_file(&*self.disk, &self.path, self.header).await;
         written.map_err(|error| SegmentsError::write(&self.path, error))?;

@@ -179,6 +179,11 @@ impl State {
         }
     }
 
+    pub(super) fn file_mut(&mut self, path: &Path) -> Option<&mut Inode> {
+        let number = self.file(path).ok()?;
+        self.inodes.get_mut(&number).map(Arc::make_mut)
+    }
+
     pub(super) fn has_dir(&self, dir: &Path) -> bool {
         dir.as_os_str().is_empty() || dir == Path::new("/") || self.names.get(dir) == Some(&Node::Dir)
     }
@@ -281,6 +286,26 @@ impl State {
     }
 }
 
+impl Inode {
+    /// Has `rot` spoil these bytes: the live ones, the durable ones, and those of writes that a crash may yet lose or keep, so that no
+    /// crash heals them. False, and nothing happens, if the file is shorter.
+    pub(super) fn rot(&mut self, position: u64, len: u64, rot: &dyn Fn(&mut [u8])) -> bool {
+        if position + len > self.live.len() {
+            return false;
+        }
+        let in_doubt = self.in_doubt.iter_mut().map(|(change, _)| change);
+        in_doubt.chain(&mut self.pending).for_each(|change| change.rot(position, len, rot));
+        for bytes in [&mut self.durable, &mut self.live] {
+            let mut spoiled = bytes.read(position, len as usize).to_vec();
+            if !spoiled.is_empty() {
+                rot(&mut spoiled);
+                bytes.write(position, &spoiled);
+            }
+        }
+        true
+    }
+}
+
 fn edit_names(names: &mut BTreeMap<PathBuf, Node>, change: &NameChange) {
     for (path, node) in &change.edits {
         match node {
@@ -296,6 +321,16 @@ impl Change {
             Change::Write { position, bytes } => Change::Write { position, bytes: bytes.slice(..bytes.len() / 2) },
             Change::Zero { position, len } => Change::Zero { position, len: len / 2 },
             Change::SetLen(len) => Change::SetLen(len),
+        }
+    }
+
+    fn rot(&mut self, position: u64, len: u64, rot: &dyn Fn(&mut [u8])) {
+        let Change::Write { position: from, bytes } = self else { return };
+        let (begin, end) = (position.max(*from), (position + len).min(*from + bytes.len() as u64));
+        if begin < end {
+            let mut spoiled = bytes.to_vec();
+            rot(&mut spoiled[(begin - *from) as usize..(end - *from) as usize]);
+            *bytes = spoiled.into();
         }
     }
 

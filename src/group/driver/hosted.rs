@@ -18,6 +18,7 @@ use crate::{planted, reached};
 use raft::eraftpb::{HardState, Message};
 use slog::{info, warn};
 use std::collections::{BTreeSet, VecDeque};
+use tokio::sync::mpsc::UnboundedSender;
 
 /// A `Ready` whose writes are not reported durable yet, or that stands behind such a one.
 struct Pending {
@@ -84,6 +85,16 @@ impl<S: StateMachine> Hosted<S> {
             replica,
             segments,
         }
+    }
+
+    /// Puts an installed snapshot's first segment in place, if one waits for that and nothing stands in its way.
+    fn begin_reset(&mut self, group: GroupId, jobs: &UnboundedSender<JobDone>) {
+        if self.held.is_none() || self.reset_running {
+            return;
+        }
+        let Some(reset) = self.segments.begin_reset() else { return };
+        self.reset_running = true;
+        jobs::spawn(jobs.clone(), async move { JobDone::Reset { group, done: reset.run().await } });
     }
 
     /// The first offset that can be read: what was agreed to go is gone, even while its file is still there.
@@ -290,11 +301,10 @@ impl<S: StateMachine> Driver<S> {
                 },
             );
             if let Some(base) = effects.installed.clone() {
-                let reset = hosted.segments.reset(base);
+                hosted.segments.reset(base);
                 hosted.held = Some(Box::new(effects));
                 hosted.moving_base = None;
-                hosted.reset_running = true;
-                jobs::spawn(self.jobs.clone(), async move { JobDone::Reset { group, done: reset.run().await } });
+                hosted.begin_reset(group, &self.jobs);
                 break;
             }
             self.perform(group, effects);
@@ -493,6 +503,7 @@ impl<S: StateMachine> Driver<S> {
         hosted.flushing = false;
         match hosted.segments.finish_flush(done) {
             Ok(_) => {
+                hosted.begin_reset(group, &self.jobs);
                 self.record_base(group);
                 if self.groups.get(&group).is_some_and(|hosted| hosted.base_wanted) {
                     self.start_base_move(group);
@@ -552,15 +563,7 @@ impl<S: StateMachine> Driver<S> {
             for (group, hosted) in &mut self.groups {
                 if std::mem::take(&mut hosted.no_space) {
                     self.dirty.insert(*group);
-                    let waits = hosted.held.is_some() && !hosted.reset_running;
-                    if let (true, Some(reset)) = (waits, hosted.segments.retry_reset()) {
-                        hosted.reset_running = true;
-                        let group = *group;
-                        jobs::spawn(
-                            self.jobs.clone(),
-                            async move { JobDone::Reset { group, done: reset.run().await } },
-                        );
-                    }
+                    hosted.begin_reset(*group, &self.jobs);
                 }
             }
         }
