@@ -23,6 +23,10 @@ use bytes::{Bytes, BytesMut};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+/// A portion of the checkpoint is at most so many times as large as the live part that it rides on, unless both are small: under a
+/// heavy load over many groups a file would be full before its checkpoint is complete, and those before it could not go.
+const PORTION_TO_LIVE_MAX: u64 = 4;
+
 /// Whether an idle journal has more to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IdleProgress {
@@ -280,7 +284,8 @@ impl Journal {
             return;
         };
         let share = live.saturating_mul(2).saturating_mul(remaining) / slack;
-        let budget = share.clamp(self.options.portion_bytes_min, self.options.round_bytes_max);
+        let most = self.options.round_bytes_max.max(PORTION_TO_LIVE_MAX * live);
+        let budget = share.clamp(self.options.portion_bytes_min, most);
         let allowance = Allowance { budget, round_max: room.min(u64::from(u32::MAX)) };
         self.checkpoint.restate(&self.groups, &mut self.states, self.file.entry.epoch, round, allowance);
     }

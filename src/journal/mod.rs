@@ -92,7 +92,7 @@ pub struct JournalOptions {
     pub round_bytes_max: u64,
     /// Bytes of restatement that ride on a live round at least, while a checkpoint is not complete.
     pub portion_bytes_min: u64,
-    /// Bytes of restatement in one idle step, and of zeros in one step of preparing a file.
+    /// Bytes of restatement in one idle step; a step of preparing a file is several times as long.
     pub step_bytes: u64,
     /// Files from which on opening completes a checkpoint before it returns, so that a node that crashes over and over
     /// does not pile them up.

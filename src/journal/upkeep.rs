@@ -14,6 +14,10 @@ use crate::{planted, reached};
 use futures::FutureExt;
 use std::io;
 
+/// A file is filled in steps so much larger than those of idle moments: no round waits for one, and busy rounds look
+/// after the next step only once each.
+const FILL_STEPS: u64 = 8;
+
 /// What goes on beside the rounds; one at a time.
 pub(super) enum Job {
     /// A file is being filled.
@@ -55,6 +59,11 @@ impl Journal {
         sector_up(ROUNDS_START + 2 * self.groups.restated_bytes() + self.options.round_bytes_max)
     }
 
+    /// Bytes of the files that are prepared: multiples of one size, so that those that have served serve again.
+    fn prepared_file_bytes(&self) -> u64 {
+        sector_up(self.checkpoint_file_bytes().next_multiple_of(self.options.file_bytes))
+    }
+
     /// Goes on in the next file; makes a small one at once, of `span` bytes of rounds at least, if none is ready.
     pub(super) async fn roll(&mut self, span: u64) -> Result<(), JournalError> {
         if matches!(self.job, Some(Job::Identity(_))) {
@@ -77,9 +86,7 @@ impl Journal {
             Some(spare) => spare,
             None => {
                 reached!("journal file made while a write waited");
-                let bytes = sector_up(self.options.first_file_bytes.max(wanted));
-                let slot = self.take_slot();
-                fill_file(self.disk.clone(), self.dir.clone(), slot, bytes, bytes).await?
+                self.fill_at_once(wanted).await?
             }
         };
         match self.name_files(Some(filled), false).await? {
@@ -89,6 +96,25 @@ impl Journal {
             }
             (_, None) => unreachable!("a filled file was given"),
         }
+    }
+
+    /// Twice as large as the present file: files that hold no checkpoint would pile up. Where there is no room for that, as small as it may be.
+    async fn fill_at_once(&mut self, wanted: u64) -> Result<Filled, JournalError> {
+        let small = sector_up(self.options.first_file_bytes.max(wanted));
+        let grown = sector_up((2 * self.file.entry.bytes).min(self.prepared_file_bytes()));
+        if grown > small {
+            let slot = self.take_slot();
+            match fill_file(self.disk.clone(), self.dir.clone(), slot, grown, grown).await {
+                Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                    reached!("no room for a larger journal file");
+                    let path = file_path(&self.dir, slot);
+                    self.disk.remove(&path).await.map_err(JournalError::io("remove", path))?;
+                }
+                filled => return filled,
+            }
+        }
+        let slot = self.take_slot();
+        fill_file(self.disk.clone(), self.dir.clone(), slot, small, small).await
     }
 
     fn take_slot(&mut self) -> u64 {
@@ -168,7 +194,7 @@ impl Journal {
                 Ok(())
             })));
         }
-        let bytes = sector_up(self.options.file_bytes.max(self.checkpoint_file_bytes()));
+        let bytes = self.prepared_file_bytes();
         let abandoned = self.checkpoint.progress == Progress::Abandoned;
         let recycles = !abandoned && self.older.iter().any(|file| file.entry.bytes >= bytes);
         let next_serves = self.next.as_ref().is_some_and(|next| !abandoned || next.entry.bytes >= bytes);
@@ -178,7 +204,7 @@ impl Journal {
         }
         self.unneeded.extend(self.spare.take().map(|spare| file_path(&self.dir, spare.slot)));
         let slot = self.take_slot();
-        let filled = fill_file(self.disk.clone(), self.dir.clone(), slot, bytes, self.options.step_bytes);
+        let filled = fill_file(self.disk.clone(), self.dir.clone(), slot, bytes, FILL_STEPS * self.options.step_bytes);
         Some(Job::Fill(slot, Box::pin(filled)))
     }
 
