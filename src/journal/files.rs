@@ -133,9 +133,10 @@ impl Identity {
         Ok(())
     }
 
-    /// Reads the newer of the copies that are whole.
-    pub(super) async fn read(disk: &dyn Disk, dir: &Path) -> Result<Identity, JournalError> {
+    /// Reads the newer of the copies that are whole, and whether both are and say the same: then no file but those it names was ever named.
+    pub(super) async fn read(disk: &dyn Disk, dir: &Path) -> Result<(Identity, bool), JournalError> {
         let (mut newest, mut present): (Option<Identity>, bool) = (None, false);
+        let mut copies = Vec::with_capacity(IDENTITY_NAMES.len());
         for name in IDENTITY_NAMES {
             let path = dir.join(name);
             let bytes_max = (IDENTITY_FIXED_LEN + FILES_MAX * FILE_ENTRY_LEN) as u64;
@@ -146,10 +147,14 @@ impl Identity {
                 Err(error) => return Err(JournalError::io("read", path)(error)),
             };
             present = true;
+            copies.push(copy.as_ref().map(|identity| identity.generation));
             newest = newest.into_iter().chain(copy).max_by_key(|identity| identity.generation);
         }
         match newest {
-            Some(identity) => Ok(identity),
+            Some(identity) => {
+                let agree = copies == [Some(identity.generation); IDENTITY_NAMES.len()];
+                Ok((identity, agree))
+            }
             None if present => Err(damage(dir.join(IDENTITY_NAMES[0]), 0, "no copy of the identity is whole").into()),
             None => Err(JournalError::Missing { dir: dir.to_owned() }),
         }

@@ -100,7 +100,7 @@ pub struct FrameReport {
 /// What the disk said; damage is not an error here.
 pub async fn inspect(disk: &dyn Disk, dir: &Path) -> Result<Inspection, JournalError> {
     let identity = match Identity::read(disk, dir).await {
-        Ok(identity) => Some(identity),
+        Ok((identity, _)) => Some(identity),
         Err(JournalError::Missing { .. } | JournalError::Corrupt(_)) => None,
         Err(error) => return Err(error),
     };

@@ -78,9 +78,9 @@ pub struct GroupWrite {
 /// How a journal uses its files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct JournalOptions {
-    /// Size of a file.
+    /// Files that are prepared are multiples of this.
     pub file_bytes: u64,
-    /// Size of the first file, and of one that must be made while a write waits for it.
+    /// Size of the first file; the least of one made while a write waits.
     pub first_file_bytes: u64,
     /// Bytes of entries that may wait for their bases; from half of it on groups are asked to move theirs.
     pub restated_bytes_max: u64,

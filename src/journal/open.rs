@@ -23,6 +23,7 @@ use crate::disk::{Disk, Lane, OpenMode};
 use crate::ids::GroupId;
 use crate::{planted, reached};
 use bytes::{Bytes, BytesMut};
+use futures::future::try_join_all;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -132,20 +133,21 @@ impl Journal {
         dir: PathBuf,
         options: JournalOptions,
     ) -> Result<(Journal, Recovered), JournalError> {
-        let identity = Identity::read(&*disk, &dir).await?;
+        let (identity, copies_agree) = Identity::read(&*disk, &dir).await?;
         let marks = Marks::open(&*disk, &dir, identity.owner).await?;
-        let mut files = Vec::with_capacity(identity.files.len());
-        let mut bytes_read = 0;
-        for entry in &identity.files {
-            files.push(read_listed(&*disk, &dir, identity.owner, *entry).await?);
-            bytes_read += entry.bytes;
-        }
+        // One is scanned while the next is read.
+        let listed = identity.files.iter().map(|entry| read_listed(&*disk, &dir, identity.owner, *entry));
+        let mut files = try_join_all(listed).await?;
+        let bytes_read = identity.files.iter().map(|entry| entry.bytes).sum();
         let cut = settle_ends(&dir, &mut files)?;
         hold_against(&dir, &identity, &files, &[marks.recorded, identity.boundary])?;
         let continuation = continue_after(&dir, &files, &[marks.recorded, identity.boundary])?;
         let replayed = replay(&dir, &files)?;
         let mut recovered = collect(&*disk, &dir, &replayed).await?;
         (recovered.cut, recovered.bytes_read) = (cut, bytes_read);
+        if copies_agree {
+            remove_unnamed(&*disk, &dir, &identity).await?;
+        }
         let reopened = Reopened { identity, marks, files, continuation, replayed };
         let mut journal = reopened.go_on(disk, dir, options).await?;
         while journal.older.len() > options.files_max && journal.idle().await? != IdleProgress::Done {
@@ -179,6 +181,17 @@ async fn clear_unborn(disk: &dyn Disk, dir: &Path) -> Result<(), JournalError> {
         disk.remove(path).await.map_err(JournalError::io("remove", path.clone()))?;
     }
     disk.sync_dir(dir).await.map_err(JournalError::io("sync", dir))
+}
+
+/// Removes the files of starts that ended before theirs was named: they may hold the very room that this start needs.
+async fn remove_unnamed(disk: &dyn Disk, dir: &Path, identity: &Identity) -> Result<(), JournalError> {
+    let paths = disk.list(dir).await.map_err(JournalError::io("list", dir))?;
+    let is_named = |slot: u64| identity.files.iter().any(|file| file.slot == slot);
+    for path in paths.into_iter().filter(|path| slot_of(path).is_some_and(|slot| !is_named(slot))) {
+        reached!("journal files of a crashed opening put away");
+        disk.remove(&path).await.map_err(JournalError::io("remove", path))?;
+    }
+    Ok(())
 }
 
 /// Reads and scans a file that must be there, in the life that the identity names.
@@ -420,7 +433,7 @@ impl Reopened {
         let filled = match fill_file(disk.clone(), dir.clone(), slot, bytes, bytes).await {
             Ok(filled) => filled,
             Err(error) => {
-                // A start that finds no room is tried again and again: each leaves nothing behind.
+                // The next start would remove it as well; but the room may be wanted by others meanwhile.
                 let _ = disk.remove(&file_path(&dir, slot)).await;
                 return Err(error);
             }
@@ -441,9 +454,6 @@ impl Reopened {
                 || state_id_of(path).is_some_and(|id| !replayed.state_files.contains_key(&id))
         });
         let unneeded: Vec<PathBuf> = unneeded.collect();
-        if unneeded.iter().any(|path| state_id_of(path).is_none()) {
-            reached!("journal files of a crashed opening put away");
-        }
         let needed = replayed.ids.iter().filter_map(|id| Some(replayed.groups.get(*id)?.base.file?.id));
         let states = StateFiles::recovered(replayed.state_files.clone(), needed, state_next);
         Ok(Journal {

@@ -238,6 +238,44 @@ fn a_full_disk_delays_the_next_file_and_recycling_goes_on() {
 }
 
 #[test]
+fn where_there_is_no_room_for_a_larger_file_a_small_one_takes_the_round() {
+    let disk = SimDisk::new();
+    let mut journal = create(&disk);
+    disk.set_capacity(Some(disk.bytes_used() + (40 << 10)));
+    for index in 0..5 {
+        let first = GroupWrite { entries: vec![entry(2, vec![0; 7 << 10])], ..first_write(index + 1) };
+        now(journal.write_round(vec![first])).expect("a small file has room");
+    }
+    let sizes = |disk: &SimDisk| {
+        let files = disk.files().into_iter().filter(|path| path.to_string_lossy().contains("journal-"));
+        files.map(|path| disk.content(&path).expect("it is there").len()).collect::<Vec<_>>()
+    };
+    assert_eq!(sizes(&disk), [32 << 10, 32 << 10], "nothing is left of the larger one");
+    drop(journal);
+    disk.set_capacity(None);
+    assert_eq!(open(&disk.restart()).1.groups.len(), 5);
+}
+
+#[test]
+fn starts_that_end_before_their_file_is_named_make_room_for_the_next() {
+    let disk = SimDisk::new();
+    let mut journal = create(&disk);
+    now(journal.write_round(vec![first_write(1)])).expect("written");
+    drop(journal);
+    let disk = disk.restart();
+    let used = disk.bytes_used();
+    for _ in 0..3 {
+        // Room for the file, and none for the identity that is to name it.
+        disk.set_capacity(Some(used + SMALL.first_file_bytes + 10));
+        let opened = now(Journal::open(Arc::new(disk.clone()), PathBuf::from("/j"), SMALL));
+        assert!(opened.is_err(), "there is no room");
+        assert!(disk.bytes_used() <= used + SMALL.first_file_bytes + 10);
+    }
+    disk.set_capacity(Some(used + SMALL.first_file_bytes + 1_000));
+    assert_eq!(open(&disk).1.groups.len(), 1);
+}
+
+#[test]
 fn starts_that_find_no_room_leave_nothing_behind() {
     let disk = SimDisk::new();
     let mut journal = create(&disk);

@@ -1,7 +1,8 @@
 //! What keeps the journal supplied with files: rolls, preparations, recycling.
 //!
 //! One job at a time goes on beside the rounds, on the disk's other threads. Busy rounds let it go on as far as it can
-//! without waiting; idle moments wait for it. A round that finds the next file unprepared makes a small one at once.
+//! without waiting; idle moments wait for it. A round that finds the next file unprepared makes
+//! one at once: up to twice as large as the present file, or a small one where there is no room for that.
 
 use super::core::{Journal, OpenFile};
 use super::error::JournalError;
@@ -64,7 +65,8 @@ impl Journal {
         sector_up(self.checkpoint_file_bytes().next_multiple_of(self.options.file_bytes))
     }
 
-    /// Goes on in the next file; makes a small one at once, of `span` bytes of rounds at least, if none is ready.
+    /// Goes on in the next file. If none is ready, one up to twice as large as the present file, or a small one where there is no
+    /// room for that, is made at once, of `span` bytes of rounds at least.
     pub(super) async fn roll(&mut self, span: u64) -> Result<(), JournalError> {
         if matches!(self.job, Some(Job::Identity(_))) {
             self.await_job().await?; // there must be one writer of the identity
@@ -101,7 +103,7 @@ impl Journal {
     /// Twice as large as the present file: files that hold no checkpoint would pile up. Where there is no room for that, as small as it may be.
     async fn fill_at_once(&mut self, wanted: u64) -> Result<Filled, JournalError> {
         let small = sector_up(self.options.first_file_bytes.max(wanted));
-        let grown = sector_up((2 * self.file.entry.bytes).min(self.prepared_file_bytes()));
+        let grown = sector_up((2 * self.file.entry.bytes).min(self.options.file_bytes));
         if grown > small {
             let slot = self.take_slot();
             match fill_file(self.disk.clone(), self.dir.clone(), slot, grown, grown).await {

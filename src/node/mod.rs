@@ -36,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use steward::{first_base, Steward};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Events of peers that wait for the driver before the links wait.
 const PEER_EVENTS_QUEUED_MAX: usize = 256;
@@ -174,7 +175,9 @@ pub async fn run(
         led,
     };
     let options = driver_options(&config, dir.path(), me.boot, random.next_u64(), &world);
+    let (begun, count) = (Instant::now(), recovered.groups.len());
     let (driver, mut failed) = driver::start::<Machine>(options, connections, recovered, log.clone()).await?;
+    info!(log, "groups are up"; "ms" => begun.elapsed().as_millis() as u64, "groups" => count);
 
     let metadata = host_metadata(&driver, config.node_id, &genesis, hosts_metadata).await;
     let patience = Duration::from_millis(2 * config.election_timeout_ms());
@@ -223,7 +226,10 @@ async fn open_journal(dir: &mut DataDir, world: &World, log: &Logger) -> Result<
         dir.record_journal_created().await?;
         return Ok((journal, Recovered::default()));
     }
+    let begun = Instant::now();
     let (journal, recovered) = Journal::open(disk, path, options).await?;
+    info!(log, "journal is read"; "ms" => begun.elapsed().as_millis() as u64, "bytes" => recovered.bytes_read,
+        "rounds" => recovered.rounds, "groups" => recovered.groups.len());
     if let Some(cut) = &recovered.cut {
         warn!(log, "a half-written round at the journal's end was cut; nothing in it was acknowledged"; "cut" => ?cut);
     }

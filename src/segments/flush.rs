@@ -17,8 +17,8 @@ use std::sync::Arc;
 /// A segment file grows by as much as it holds, within these bounds: ahead of the frames, in zeros.
 const ALLOCATE_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 20);
 
-/// The index beside the active segment is written anew when so much was synced since.
-const INDEX_EVERY_BYTES: u64 = 1 << 20;
+/// The index beside the active segment is written anew when it has grown by so many of its entries.
+const INDEX_EVERY_STRIDES: u64 = 64;
 
 /// What is to be written to one file.
 struct Part {
@@ -36,6 +36,8 @@ struct Part {
     seal: Option<Bytes>,
     /// The same of a segment that goes on, once what it tells of is synced. Not synced itself: it only spares a scan.
     index_so_far: Option<Bytes>,
+    /// That was written.
+    indexed: bool,
 }
 
 /// Writes what was pending when it was made. One per group at a time.
@@ -169,12 +171,13 @@ impl Segment {
             allocated: self.allocated,
             seal,
             index_so_far: None,
+            indexed: false,
         }
     }
 
     /// The active segment's index as it stands, if much was added since it was last written.
     fn index_so_far(&self, stride: u64) -> Option<Bytes> {
-        let due = !self.sealed && self.summary.end - self.indexed >= INDEX_EVERY_BYTES.min(64 * stride);
+        let due = !self.sealed && self.summary.end - self.indexed >= INDEX_EVERY_STRIDES * stride;
         self.index.as_ref().filter(|_| due).map(|index| index::encode(&self.summary, index))
     }
 
@@ -187,7 +190,7 @@ impl Segment {
         }
         self.written = part.end;
         self.header = None;
-        if part.index_so_far.is_some() {
+        if part.indexed {
             self.indexed = part.end;
         }
         part.seal?;
@@ -249,8 +252,8 @@ impl Part {
                 .map_err(|error| SegmentsError::write(&index_path, error))?;
         } else if sync {
             file.sync().await.map_err(|error| SegmentsError::sync(&path, error))?;
-            if let Some(index) = self.index_so_far.clone() {
-                write_index_so_far(disk, &path.with_extension("idx"), index).await?;
+            if let Some(index) = self.index_so_far.take() {
+                self.indexed = write_index_so_far(disk, &path.with_extension("idx"), index).await?;
             }
         }
         Ok(())
@@ -275,8 +278,8 @@ impl Part {
     }
 }
 
-/// Writes over what is there: torn, its checksums tell. Without room it is left for the next time.
-async fn write_index_so_far(disk: &dyn Disk, path: &Path, index: Bytes) -> Result<(), SegmentsError> {
+/// Writes over what is there: torn, its checksums tell. False without room: it is left for the next time.
+async fn write_index_so_far(disk: &dyn Disk, path: &Path, index: Bytes) -> Result<bool, SegmentsError> {
     let file = match disk.open(path, OpenMode::Existing, Lane::Bulk).await {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             disk.open(path, OpenMode::CreateNew, Lane::Bulk).await
@@ -290,8 +293,8 @@ async fn write_index_so_far(disk: &dyn Disk, path: &Path, index: Bytes) -> Resul
     match written.map_err(|error| SegmentsError::write(path, error)) {
         Err(error) if error.is_no_space() => {
             reached!("no room for the index of the active segment");
-            Ok(())
+            Ok(false)
         }
-        written => written,
+        written => written.map(|()| true),
     }
 }

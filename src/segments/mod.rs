@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   append ──> tail cache ──begin_flush──> FlushJob ──> 00000000000000000002.seg   header with base, frames
-//!                  │                                    00000000000000000002.idx   once sealed: summary, sparse index
+//!                  │                                    00000000000000000002.idx   summary, sparse index; of the first part while active
 //!   locate, entries├── near the tail: slices, at once
 //!                  └── older: a job that reads by position, verifies, slices
 //! ```

@@ -197,22 +197,35 @@ impl Opening<'_> {
     }
 
     /// What the file beside the active segment tells of its first part, if that is of this segment and not of a later state than the
-    /// base; it was written once that part was synced. Without it the scan begins at the beginning.
+    /// base; it was written once that part was synced. Without it the scan begins at the beginning. One that tells of what is cut now
+    /// goes: what is appended in its place need not have the same lengths, if another version appends it.
     async fn index_so_far(
-        &self,
+        &mut self,
         file: &dyn DiskFile,
         path: &Path,
         empty: Summary,
     ) -> Result<(Summary, SparseIndex), SegmentsError> {
         let len = file.len().await.map_err(|error| SegmentsError::read(path, error))?;
+        let state = (self.base.index, self.base.term, self.base.tail, self.base.timestamp);
         let fits = |(summary, _): &(Summary, SparseIndex)| {
-            summary.starts_as(&empty) && summary.last_index <= self.base.index && summary.end <= len
+            let told = (summary.last_index, summary.last_term(), summary.tail, summary.timestamp);
+            let is_of_base = told.0 < state.0 || told == state;
+            summary.starts_as(&empty) && is_of_base && summary.end <= len
         };
-        let found = scan::read_index(self.disk, &path.with_extension("idx")).await?.filter(fits);
-        if found.is_some() {
-            reached!("active segment opened by its index");
+        let index_path = path.with_extension("idx");
+        match scan::read_index(self.disk, &index_path).await? {
+            Some(found) if fits(&found) => {
+                reached!("active segment opened by its index");
+                Ok(found)
+            }
+            Some(_) => {
+                reached!("index of what is cut removed");
+                remove(self.disk, &index_path).await?;
+                self.report.removed.push(index_path);
+                Ok((empty, SparseIndex::default()))
+            }
+            None => Ok((empty, SparseIndex::default())),
         }
-        Ok(found.unwrap_or_else(|| (empty, SparseIndex::default())))
     }
 
     /// The summary of a sealed segment that `next` follows.

@@ -29,7 +29,8 @@ pub fn small(rng: &mut StdRng) -> SegmentsOptions {
     SegmentsOptions {
         group: GROUP,
         segment_bytes: rng.gen_range(600..4_000),
-        index_stride_bytes: rng.gen_range(1..1_000),
+        // Half of them so short that even a small active segment has an index.
+        index_stride_bytes: if rng.gen() { rng.gen_range(1..16) } else { rng.gen_range(1..1_000) },
         tail_cache_bytes: rng.gen_range(0..3_000),
     }
 }
