@@ -40,6 +40,8 @@ struct Known {
     attempts: BTreeMap<String, Attempt>,
     shunned_until: BTreeMap<String, Instant>,
     routes: BTreeMap<String, BTreeMap<u32, Route>>,
+    /// When somebody last asked who leads the partitions of a topic.
+    asked_at: BTreeMap<String, Instant>,
     /// Where the next request without a route goes.
     turn: usize,
 }
@@ -193,9 +195,21 @@ impl Connections {
         }
     }
 
+    /// Whether nobody asked who leads this topic's partitions for so long: then the caller does.
+    pub(super) fn takes_turn_to_ask(&self, topic: &str, every: Duration) -> bool {
+        let (mut known, now) = (self.known(), Instant::now());
+        let is_due = known.asked_at.get(topic).is_none_or(|at| now >= *at + every);
+        if is_due {
+            known.asked_at.insert(topic.to_string(), now);
+        }
+        is_due
+    }
+
     /// The topic is gone, or another one now bears its name.
     pub(super) fn forget_topic(&self, topic: &str) {
-        self.known().routes.remove(topic);
+        let mut known = self.known();
+        known.routes.remove(topic);
+        known.asked_at.remove(topic);
     }
 }
 

@@ -65,7 +65,7 @@ pub struct ClientOptions {
     /// that is sooner.
     pub unreachable_timeout: Duration,
     /// A request that may be repeated and has no answer for so long is asked of another server; after each silence, twice
-    /// as long.
+    /// as long. One that must not be repeated goes on waiting, while the others are asked who leads.
     pub attempt_timeout: Duration,
     /// Seed of the jitter in retries.
     pub seed: u64,
@@ -317,22 +317,21 @@ impl Client {
                 }
                 Repeat::Harmful => deadline.remaining(),
             };
-            let attempt = self.attempt(&address, patience, &call);
-            let answer = match (route, repeat) {
-                (Some((topic, partition)), Repeat::Harmful) if leader.is_some() => tokio::select! {
-                    biased;
-                    answer = attempt => answer,
-                    () = self.superseded(&address, topic, partition) => {
-                        connections.shun(&address);
-                        Err(ClientError::silent(&address, deadline.elapsed()))
+            let superseded = async {
+                match (route, repeat) {
+                    (Some((topic, partition)), Repeat::Harmful) if leader.is_some() => {
+                        self.superseded(&address, topic, partition).await;
                     }
-                },
-                _ => attempt.await,
+                    _ => std::future::pending().await,
+                }
             };
-            let error = match answer {
+            let error = match self.attempt(&address, patience, &call, superseded).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
+            if !matches!(error, ClientError::Refused { .. }) {
+                connections.shun(&address);
+            }
             let open = error.outcome() == Outcome::MayHaveHappened;
             if !error.is_passing() || (open && repeat == Repeat::Harmful) {
                 return Err(tries.settle(error));
@@ -353,30 +352,36 @@ impl Client {
         }
     }
 
-    /// One call to one server.
-    async fn attempt<T, F, Fut>(&self, address: &str, patience: Duration, call: &F) -> Result<T, ClientError>
+    /// One call to one server. It is given up once `superseded` completes, which is asked only when the call has begun: what was not
+    /// sent did not happen.
+    async fn attempt<T, F, Fut>(
+        &self,
+        address: &str,
+        patience: Duration,
+        call: &F,
+        superseded: impl Future<Output = ()>,
+    ) -> Result<T, ClientError>
     where
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        let connections = &self.shared.connections;
-        let channel = match tokio::time::timeout(patience, connections.channel(address)).await {
+        let channel = match tokio::time::timeout(patience, self.shared.connections.channel(address)).await {
             Ok(channel) => channel?,
             Err(_) => {
-                connections.shun(address);
                 let cause = format!("no connection within {} ms", patience.as_millis());
                 return Err(ClientError::Unreachable { tried: vec![(address.to_string(), cause)] });
             }
         };
-        let error = match tokio::time::timeout(patience, call(channel)).await {
-            Ok(Ok(answer)) => return Ok(answer.into_inner()),
-            Ok(Err(status)) => ClientError::from_status(address, &status),
-            Err(_) => ClientError::silent(address, patience),
-        };
-        if !matches!(error, ClientError::Refused { .. }) {
-            connections.shun(address);
+        let begun = Deadline::after(patience);
+        tokio::select! {
+            biased;
+            answer = tokio::time::timeout(patience, call(channel)) => match answer {
+                Ok(Ok(answer)) => Ok(answer.into_inner()),
+                Ok(Err(status)) => Err(ClientError::from_status(address, &status)),
+                Err(_) => Err(ClientError::silent(address, patience)),
+            },
+            () = superseded => Err(ClientError::silent(address, begun.elapsed())),
         }
-        Err(error)
     }
 }
 

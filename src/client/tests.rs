@@ -37,6 +37,11 @@ struct Partition {
     /// Per session: the next sequence, and the offset that each batch got by its first sequence.
     sessions: BTreeMap<u64, (u32, BTreeMap<u32, u64>)>,
     opened: u64,
+    /// Term and address of who leads, as far as this server knows.
+    leader: Option<(u64, String)>,
+    described: u64,
+    /// Appends are never answered.
+    hangs: bool,
     faults: VecDeque<Fault>,
     /// Answers a read stream gives before it breaks; none: it never does.
     read_answers: Option<usize>,
@@ -151,7 +156,12 @@ impl Topics for Fake {
         &self,
         request: Request<wire::DescribeTopicRequest>,
     ) -> Result<Response<wire::Topic>, Status> {
-        let partitions = vec![wire::Partition::default()];
+        let leader = self.with(|partition| {
+            partition.described += 1;
+            partition.leader.clone()
+        });
+        let leader = leader.map(|(term, address)| wire::Leader { node: 1, term, address });
+        let partitions = vec![wire::Partition { leader, ..Default::default() }];
         Ok(Response::new(wire::Topic { name: request.into_inner().name, partitions, ..Default::default() }))
     }
     async fn alter_topic(&self, _: Request<wire::AlterTopicRequest>) -> Result<Response<wire::Topic>, Status> {
@@ -189,6 +199,9 @@ impl Log for Fake {
     type ReadStream = Answers<wire::ReadResponse>;
 
     async fn append(&self, request: Request<wire::AppendRequest>) -> Result<Response<wire::Receipt>, Status> {
+        if self.with(|partition| partition.hangs) {
+            std::future::pending::<()>().await;
+        }
         match self.answer(&request.into_inner().batch) {
             // What a client sees of a connection that broke: a status without details.
             None => Err(Status::unknown("connection reset")),
@@ -479,4 +492,35 @@ async fn where_nobody_listens_nothing_happened() {
     let error = client.append("t", 0, one("a"), &AppendConditions::default()).await.unwrap_err();
     assert_eq!(error.outcome(), Outcome::DidNotHappen);
     assert!(error.to_string().contains(&address), "{error}");
+}
+
+#[tokio::test]
+async fn an_append_that_waits_for_a_leader_of_before_may_have_happened_and_is_not_sent_to_the_next() {
+    let (hung, other) = (Fake::default(), Fake::default());
+    let (at_hung, at_other) = (hung.serve().await, other.serve().await);
+    hung.with(|partition| partition.hangs = true);
+    other.with(|partition| partition.leader = Some((1, at_hung.clone())));
+    let options = ClientOptions { attempt_timeout: Duration::from_millis(50), seed: 1, ..ClientOptions::default() };
+    let client = Client::connect(vec![at_other.clone(), at_hung], options).unwrap();
+    client.describe_topic("t").await.unwrap();
+    let waiting: Vec<_> = (0..100)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.append("t", 0, one("a"), &AppendConditions::default()).await })
+        })
+        .collect();
+    let asked = || other.with(|partition| partition.described);
+    while asked() < 3 {
+        tokio::task::yield_now().await;
+    }
+    assert!(waiting.iter().all(|append| !append.is_finished()), "as far as anybody knows it still leads");
+    other.with(|partition| partition.leader = Some((2, at_other)));
+    for append in waiting {
+        let error = append.await.unwrap().unwrap_err();
+        assert_eq!(error.outcome(), Outcome::MayHaveHappened, "{error}");
+    }
+    assert!(asked() < 50, "one asks for all, not each of a hundred: {}", asked());
+    assert!(other.values().is_empty(), "nothing was sent twice");
+    client.append("t", 0, one("b"), &AppendConditions::default()).await.unwrap();
+    assert_eq!(other.values(), ["b"]);
 }
