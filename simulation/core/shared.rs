@@ -185,6 +185,8 @@ pub struct Network {
     nodes: usize,
     /// By how many faults a direction is cut.
     cuts: Vec<u32>,
+    /// Whether the pair was whole at some time since the last look.
+    whole: Vec<bool>,
     /// By how many faults a direction is slow.
     slow: Vec<u32>,
     /// When the last message of a direction arrives.
@@ -203,6 +205,7 @@ impl Network {
         Network {
             nodes,
             cuts: vec![0; nodes * nodes],
+            whole: vec![true; nodes * nodes],
             slow: vec![0; nodes * nodes],
             last: vec![0; nodes * nodes],
             loss: 0,
@@ -225,6 +228,7 @@ impl Network {
     pub fn mend(&mut self, from: u32, to: u32) {
         let pair = self.pair(from, to);
         self.cuts[pair] -= 1;
+        self.whole[pair] |= self.cuts[pair] == 0;
     }
 
     pub fn slow(&mut self, from: u32, to: u32) {
@@ -239,6 +243,16 @@ impl Network {
 
     pub fn is_cut(&self, from: u32, to: u32) -> bool {
         self.cuts[self.pair(from, to)] > 0
+    }
+
+    /// Whether nothing came through since [`Network::looked_at`]. A link that flaps is not cut, though each look may find it so.
+    pub fn was_cut(&self, from: u32, to: u32) -> bool {
+        !self.whole[self.pair(from, to)]
+    }
+
+    /// Somebody who looks again and again has looked.
+    pub fn looked_at(&mut self) {
+        self.whole = self.cuts.iter().map(|cuts| *cuts == 0).collect();
     }
 
     /// Whether two nodes talk to each other without hindrance.

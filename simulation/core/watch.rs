@@ -43,6 +43,7 @@ impl World {
             (1..=self.shared.options.nodes).for_each(|node| self.look_at_leader(group, node));
         }
         (1..=self.shared.options.nodes).for_each(|node| self.look_at_bounds(node));
+        self.shared.network.looked_at();
     }
 
     /// A leader that reaches no majority gives up: nobody is served by it (check-quorum; Ongaro 2014, 6.2).
@@ -60,7 +61,7 @@ impl World {
                 .get(other as usize)
                 .is_some_and(|at| at.home.ids.get(&group) == Some(id) && at.process.is_some());
             other == node
-                || (current && !self.shared.network.is_cut(node, other) && !self.shared.network.is_cut(other, node))
+                || (current && !self.shared.network.was_cut(node, other) && !self.shared.network.was_cut(other, node))
         };
         let is_alone = leading.is_some_and(|hosted| {
             let voters = hosted.replica.voters();
