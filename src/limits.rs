@@ -25,7 +25,7 @@ pub const ENTRY_BYTES_MAX: usize = COMMAND_BYTES_MAX + (64 << 10);
 pub const RAFT_MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Append messages in flight to one follower of one group.
 pub const RAFT_INFLIGHT_MESSAGES_MAX: usize = 256;
-/// Bytes proposed and not yet committed, per group; beyond this proposals are refused.
+/// Bytes of one group's commands that wait for their turn, or are proposed and not yet committed; beyond this they are refused.
 pub const RAFT_UNCOMMITTED_BYTES_MAX: u64 = 32 << 20;
 /// Bytes of one group proposed and not yet committed beyond which its commands wait for their turn: whatever is appended to one
 /// partition, its share of a journal's round, of a link's window and of a follower's disk stays bounded, and others get by.
@@ -101,7 +101,7 @@ pub const FENCES_MAX: usize = 1_024;
 /// Longest name of a fence or of a producer's session, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
 
-/// Size of one journal file, in bytes, once the node has grown out of its first one.
+/// Journal files are prepared in multiples of this, in bytes, once the node has grown out of its first one.
 pub const JOURNAL_FILE_BYTES: u64 = 64 << 20;
 /// Size of the first journal files, in bytes: small, so that a new node is ready at once.
 pub const JOURNAL_FIRST_FILE_BYTES: u64 = 8 << 20;

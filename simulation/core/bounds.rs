@@ -32,6 +32,7 @@ impl World {
             ("reads for followers", held.fetches as u64, REPLICAS_MAX as u64),
             ("messages in flight", held.inflight_messages as u64, options.inflight_messages_max as u64),
             ("bytes not committed", held.uncommitted_bytes, options.uncommitted_bytes_max + ENTRY_BYTES),
+            ("bytes of commands queued", held.queued_bytes, options.uncommitted_bytes_max + ENTRY_BYTES),
             ("commands waiting", held.proposals as u64, PROPOSALS_WAITING_MAX as u64),
             ("reads waiting", held.reads as u64, READS_WAITING_MAX as u64),
         ];

@@ -41,6 +41,8 @@ const IDLE_US: u64 = 20_000;
 const SLEEP_AFTER_ELECTIONS: u64 = 3;
 /// Ticks between two looks at free space.
 const SPACE_CHECK_TICKS: u64 = 3;
+/// Room that a snapshot needs beside its own bytes.
+const SNAPSHOT_ROOM_BYTES: u64 = 4 << 10;
 /// Free bytes below which a disk counts as full.
 pub const RESERVE_BYTES: u64 = 768 << 10;
 
@@ -135,6 +137,7 @@ pub struct Process {
     over_cap: bool,
     pub retired: bool,
     pub reserve_reached: bool,
+    free_bytes: u64,
     pub failure: Option<Failure>,
     /// Segments that were found damaged.
     pub rotten: bool,
@@ -219,6 +222,7 @@ impl Process {
             over_cap: false,
             retired: false,
             reserve_reached: false,
+            free_bytes: u64::MAX,
             failure: None,
             rotten: false,
             trust: true,
@@ -391,7 +395,12 @@ impl Process {
         }
         self.set_retired(waited >= 2 * election);
         let trust = if self.trust { ClockTrust::Trusted } else { ClockTrust::Untrusted };
+        // Caches shrink when groups join a node and grow when they leave.
+        let tight = self.tick % 16 >= 8;
+        let cache_bytes = |most: usize| if tight { 0 } else { most };
         for (group, hosted) in &mut self.groups {
+            hosted.replica.set_log_cache_bytes(cache_bytes(shared.options.log_cache_bytes_max));
+            hosted.segments.set_tail_cache_bytes(cache_bytes(shared.options.segments.tail_cache_bytes));
             hosted.replica.tick(now_ms, trust);
             if hosted.replica.is_asleep() {
                 continue;
@@ -454,6 +463,7 @@ impl Process {
         let Some(Ok(free)) = self.disk.free_bytes(&PathBuf::from(GROUPS_DIR)).now_or_never() else { return };
         let reached = free < RESERVE_BYTES;
         self.reserve_reached = reached;
+        self.free_bytes = free;
         if reached {
             return;
         }
@@ -469,6 +479,12 @@ impl Process {
 
     pub fn on_message(&mut self, from: u32, group: GroupId, mut message: Message, shared: &mut Shared) {
         if self.over_cap && self.reserve_reached && !message.entries.is_empty() {
+            return;
+        }
+        if message.snapshot.as_ref().is_some_and(|snapshot| {
+            !snapshot.data.is_empty() && self.free_bytes < snapshot.data.len() as u64 + SNAPSHOT_ROOM_BYTES
+        }) {
+            shared.coverage.hit("branch.snapshot-without-room-dropped");
             return;
         }
         let Some(hosted) = self.groups.get_mut(&group) else { return };
@@ -500,7 +516,12 @@ impl Process {
 
     pub fn on_lost(&mut self, peer: u32, shared: &mut Shared) {
         self.connected.remove(&peer);
-        for (group, hosted) in self.groups.iter_mut().filter(|(_, hosted)| hosted.has_member_on(peer)) {
+        for (group, hosted) in &mut self.groups {
+            // A replica that has not applied the change which brought its leader in does not know it as a member yet.
+            let leads = hosted.replica.leader().is_some_and(|leader| leader.node().0 == peer);
+            if !leads && !hosted.has_member_on(peer) {
+                continue;
+            }
             hosted.replica.wake();
             hosted.replica.leader_lost(NodeId(peer));
             for member in hosted.replica.voters().into_iter().filter(|member| member.node().0 == peer) {

@@ -126,7 +126,7 @@ pub enum ProposeError {
         limit: u64,
     },
     /// Too much is proposed and not yet committed. It did not happen.
-    #[error("{bytes} bytes are proposed and not committed; the bound is {limit}")]
+    #[error("{bytes} bytes wait or are not yet committed; the bound is {limit}")]
     UncommittedFull {
         /// Bytes not committed.
         bytes: u64,

@@ -71,6 +71,8 @@ impl<S: StateMachine> Replica<S> {
     pub fn tell_commits(&mut self, told: LogIndex) {
         if self.commits_told() == Some(told) {
             self.raw_node.raft.bcast_append();
+            // Whom no append can be sent to now learns it from the next one, or from a heartbeat: nobody is told every few milliseconds.
+            self.told_commit = self.raw_node.raft.raft_log.committed;
         }
     }
 
@@ -147,11 +149,7 @@ impl<S: StateMachine> Replica<S> {
         let others = self.voters().into_iter().filter(|id| *id != self.options.id && !leaves(id));
         others
             .filter_map(|id| Some((id, prs.get(id.0)?)))
-            .max_by_key(|(id, progress)| {
-                let heard_lately =
-                    self.silent_ticks(id.0).is_some_and(|ticks| ticks <= self.options.election_ticks as u64);
-                (heard_lately, progress.matched, std::cmp::Reverse(*id))
-            })
+            .max_by_key(|(id, progress)| (self.is_heard(*id), progress.matched, std::cmp::Reverse(*id)))
             .map(|(id, _)| id)
     }
 

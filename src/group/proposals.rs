@@ -41,6 +41,7 @@ pub(super) struct AppliedEntry<'a> {
 #[derive(Default)]
 pub(super) struct Proposals {
     queue: VecDeque<(Bytes, Token)>,
+    queued_bytes: u64,
     waiting: BTreeMap<(LogIndex, Term), Waiting>,
     /// Tokens in `waiting`.
     waiting_count: usize,
@@ -58,7 +59,13 @@ impl Proposals {
         !self.queue.is_empty()
     }
 
+    /// Bytes of the queued commands.
+    pub(super) fn queued_bytes(&self) -> u64 {
+        self.queued_bytes
+    }
+
     pub(super) fn enqueue(&mut self, command: Bytes, token: Token) {
+        self.queued_bytes += command.len() as u64;
         self.queue.push_back((command, token));
     }
 
@@ -73,6 +80,7 @@ impl Proposals {
                 break;
             }
             let (command, token) = self.queue.pop_front()?;
+            self.queued_bytes -= command.len() as u64;
             batch.commands.push(command);
             batch.tokens.push(token);
         }
@@ -84,6 +92,7 @@ impl Proposals {
 
     /// Refuses all that is still queued: it was never proposed.
     pub(super) fn refuse_queued(&mut self, error: &ProposeError, answers: &mut Vec<(Token, Answer)>) {
+        self.queued_bytes = 0;
         answers.extend(self.queue.drain(..).map(|(_, token)| (token, Answer::Failed(error.clone()))));
     }
 

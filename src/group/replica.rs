@@ -53,6 +53,8 @@ pub struct Replica<S: StateMachine> {
     /// What the log through the applied index amounts to; `state` is left empty.
     pub(super) applied: Base,
     pub(super) proposals: Proposals,
+    /// Why a command of this turn was refused, if there was too much under way: so are all that follow in it.
+    pub(super) full: Option<ProposeError>,
     pub(super) reads: Reads,
     pub(super) time: LogTime,
     pub(super) elections: Elections,
@@ -140,15 +142,20 @@ impl<S: StateMachine> Replica<S> {
         let raw_node = RawNode::new(&options.raft_config(base.index), view, &raft_log(&log))
             .map_err(|error| ReplicaError::Raft(error.to_string()))?;
         let slack_ms = options.election_ticks as u64 * options.tick_ms;
+        let mut elections = Elections::new(options.seed, options.election_ticks);
+        if base.conf_state.voters == [options.id.0] && base.conf_state.voters_outgoing.is_empty() {
+            elections.hurry(0, raw_node.raft.term); // there is nobody to wait for
+        }
         Ok(Replica {
             reads: Reads::new(options.id, options.boot),
             time: LogTime::new(options.tick_ms, slack_ms, base.timestamp),
-            elections: Elections::new(options.seed, options.election_ticks),
+            elections,
             options,
             raw_node,
             machine,
             applied: Base { state: Bytes::new(), ..base },
             proposals: Proposals::default(),
+            full: None,
             ticks: 0,
             sleep: Sleep::default(),
             identity,
@@ -247,7 +254,12 @@ impl<S: StateMachine> Replica<S> {
     pub fn propose(&mut self, command: Bytes, token: Token) {
         self.wake();
         match self.refuse_proposal(&command) {
-            Some(error) => self.answers.push((token, Answer::Failed(error))),
+            Some(error) => {
+                if error.is_overload() {
+                    self.full.get_or_insert(error.clone());
+                }
+                self.answers.push((token, Answer::Failed(error)));
+            }
             None => self.proposals.enqueue(command, token),
         }
     }
@@ -416,6 +428,11 @@ impl<S: StateMachine> Replica<S> {
         self.heard.get(&id).map(|heard| if self.is_asleep() { 0 } else { self.ticks - heard })
     }
 
+    /// Whether a member was heard within an election timeout.
+    pub(super) fn is_heard(&self, id: ReplicaId) -> bool {
+        self.silent_ticks(id.0).is_some_and(|ticks| ticks <= self.options.election_ticks as u64)
+    }
+
     pub(super) fn may_lead(&self) -> bool {
         self.may_lead
     }
@@ -454,12 +471,24 @@ impl<S: StateMachine> Replica<S> {
             let (bytes, limit) = (command.len() as u64, COMMAND_BYTES_MAX as u64);
             return Some(ProposeError::CommandTooLarge { bytes, limit });
         }
+        if self.full.is_some() {
+            return self.full.clone(); // in order or not at all
+        }
         let waiting = self.proposals.count();
         if waiting >= PROPOSALS_WAITING_MAX {
             let (waiting, limit) = (waiting as u64, PROPOSALS_WAITING_MAX as u64);
             return Some(ProposeError::TooManyWaiting { waiting, limit });
         }
-        self.refuse_leading()
+        if let Some(error) = self.refuse_leading() {
+            return Some(error);
+        }
+        let bytes = self.raw_node.raft.uncommitted_size() as u64 + self.proposals.queued_bytes();
+        let limit = self.options.uncommitted_bytes_max;
+        let is_full = bytes > 0 && bytes + command.len() as u64 > limit;
+        is_full.then(|| {
+            reached!("too much uncommitted");
+            ProposeError::UncommittedFull { bytes, limit }
+        })
     }
 
     /// Why nothing can be proposed now, if so.

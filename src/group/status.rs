@@ -93,6 +93,8 @@ pub struct Held {
     pub inflight_messages: usize,
     /// Commands queued or waiting for their entry.
     pub proposals: usize,
+    /// Bytes of the queued ones.
+    pub queued_bytes: u64,
     /// Reads that wait.
     pub reads: usize,
     /// Bytes proposed and not committed; on a leader.
@@ -111,6 +113,7 @@ impl<S: StateMachine> Replica<S> {
             fetches,
             inflight_messages: inflight.max().unwrap_or(0),
             proposals: self.proposals.count(),
+            queued_bytes: self.proposals.queued_bytes(),
             reads: self.reads.count(),
             uncommitted_bytes: raft.uncommitted_size() as u64,
         }

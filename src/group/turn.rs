@@ -35,6 +35,7 @@ impl<S: StateMachine> Replica<S> {
             self.commit_alone();
         }
         self.propose_queued();
+        self.full = None;
         self.ask_reads();
         let told = self.view_changed || !self.answers.is_empty() || self.raw_node.store().wants();
         if !told && !self.raw_node.has_ready() {
@@ -70,10 +71,7 @@ impl<S: StateMachine> Replica<S> {
         }
         let raft = &self.raw_node.raft;
         let last = raft.raft_log.last_index();
-        let is_heard = |id: ReplicaId| {
-            let silent = self.silent_ticks(id.0);
-            id == self.options.id || silent.is_some_and(|ticks| ticks <= self.options.election_ticks as u64)
-        };
+        let is_heard = |id: ReplicaId| id == self.options.id || self.is_heard(id);
         let lag_of = |id: ReplicaId| {
             let follows = |progress: &&raft::Progress| is_heard(id) && progress.state == ProgressState::Replicate;
             let progress = raft.prs().get(id.0).filter(follows)?;
@@ -150,7 +148,6 @@ impl<S: StateMachine> Replica<S> {
         if self.raw_node.raft.step(message).is_err() {
             let bytes = self.raw_node.raft.uncommitted_size() as u64;
             let limit = self.options.uncommitted_bytes_max;
-            reached!("too much uncommitted");
             return Err(self.refuse_leading().unwrap_or(ProposeError::UncommittedFull { bytes, limit }));
         }
         let appended = self.raw_node.raft.raft_log.unstable_entries().last();

@@ -34,7 +34,7 @@ impl Untold {
     pub fn due(&mut self) -> BTreeMap<GroupId, LogIndex> {
         let due = std::mem::take(&mut self.told);
         if due.len() > TOLD_MAX {
-            return BTreeMap::new(); // more than a simulation has
+            return BTreeMap::new(); // no mark: no simulated node leads so many groups
         }
         due
     }

@@ -2,7 +2,7 @@
 
 use super::handle::GroupView;
 use super::jobs::{self, JobDone};
-use super::{Driver, DriverError, Led, TailPoint};
+use super::{Driver, DriverError, Led, TailPoint, OPENED_AT_ONCE};
 use crate::group::effects::{Effects, Fetch};
 use crate::group::machine::StateMachine;
 use crate::group::observe::Observed;
@@ -15,9 +15,10 @@ use crate::peers::wire::GroupMessage;
 use crate::segments::{DropJob, FlushDone, ResetDone, Segments, SegmentsError, SegmentsOptions};
 use crate::watch;
 use crate::{planted, reached};
+use futures::StreamExt;
 use raft::eraftpb::{HardState, Message};
 use slog::{info, warn};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// A `Ready` whose writes are not reported durable yet, or that stands behind such a one.
@@ -150,23 +151,24 @@ fn view_of<S: StateMachine>(id: ReplicaId, replica: &Replica<S>, segments: &Segm
 }
 
 impl<S: StateMachine> Driver<S> {
-    /// Brings up a group as the journal recovered it.
-    pub(super) async fn recover(&mut self, group: GroupId, state: RecoveredGroup) -> Result<(), DriverError> {
-        let dir = self.group_dir(group);
-        let options = self.segments_options(group);
-        let segments = Segments::open(self.disk.clone(), dir, options, &state.base)
-            .await
-            .map_err(|source| DriverError::Segments { group, source })?;
-        let report = segments.open_report();
-        if !report.removed.is_empty() || report.cut.is_some() || !report.rebuilt.is_empty() {
-            info!(self.log, "segments opened"; "group" => %group, "report" => ?report);
-        }
-        let id = ReplicaId::founding(self.options.node);
-        let conf = &state.base.conf_state;
-        let alone = conf.voters == [id.0] && conf.voters_outgoing.is_empty();
-        self.bring_up(group, id, state, segments, false)?;
-        if let (true, Some(hosted)) = (alone, self.groups.get_mut(&group)) {
-            hosted.replica.campaign_soon(0); // there is nobody to wait for
+    /// Brings up groups as the journal recovered them.
+    pub(super) async fn recover(&mut self, groups: BTreeMap<GroupId, RecoveredGroup>) -> Result<(), DriverError> {
+        let opening = groups.into_iter().map(|(group, state)| {
+            let (disk, dir, options) = (self.disk.clone(), self.group_dir(group), self.segments_options(group));
+            async move {
+                let opened = Segments::open(disk, dir, options, &state.base).await;
+                (group, state, opened)
+            }
+        });
+        let opening: Vec<_> = opening.collect();
+        let mut opened = futures::stream::iter(opening).buffered(OPENED_AT_ONCE);
+        while let Some((group, state, segments)) = opened.next().await {
+            let segments = segments.map_err(|source| DriverError::Segments { group, source })?;
+            let report = segments.open_report();
+            if !report.removed.is_empty() || report.cut.is_some() || !report.rebuilt.is_empty() {
+                info!(self.log, "segments opened"; "group" => %group, "report" => ?report);
+            }
+            self.bring_up(group, ReplicaId::founding(self.options.node), state, segments, false)?;
         }
         Ok(())
     }
@@ -587,7 +589,7 @@ fn is_empty(write: &GroupWrite) -> bool {
 }
 
 /// Puts a message into the outbox of the node that hosts its receiver.
-fn post(outboxes: &mut std::collections::BTreeMap<NodeId, Vec<GroupMessage>>, group: GroupId, message: Message) {
+fn post(outboxes: &mut BTreeMap<NodeId, Vec<GroupMessage>>, group: GroupId, message: Message) {
     let node = ReplicaId(message.to).node();
     outboxes.entry(node).or_default().push(GroupMessage { group: group.0, message: Some(message) });
 }

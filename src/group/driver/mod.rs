@@ -48,6 +48,10 @@ use tokio::sync::{mpsc, oneshot};
 const EVENTS_PER_TURN: usize = 1_024;
 /// A tick has passed so often before free space is looked at again.
 const SPACE_CHECK_TICKS: u64 = 3;
+/// Room that a snapshot needs beside its own bytes: the header of the segment that it becomes, a round of the journal.
+const SNAPSHOT_ROOM_BYTES: u64 = 64 << 10;
+/// Groups whose segments are opened side by side at a start: most of the time is the disk's.
+const OPENED_AT_ONCE: usize = 16;
 /// Ticks that handing over leadership may take at a planned stop.
 const HAND_OVER_TICKS: u64 = 30;
 /// A group that was idle for so many election timeouts sleeps.
@@ -137,7 +141,7 @@ pub struct Driver<S: StateMachine> {
     journal: JournalHandle,
     queues: Queues<S::View>,
     groups: BTreeMap<GroupId, Hosted<S>>,
-    /// Groups being opened, and whether they were removed meanwhile.
+    /// Groups being opened; one that is removed meanwhile leaves the set.
     opening: BTreeSet<GroupId>,
     /// Groups that something happened to in this turn.
     dirty: BTreeSet<GroupId>,
@@ -252,9 +256,7 @@ pub async fn start<S: StateMachine>(
         handing_over: None,
         failure: None,
     };
-    for (group, state) in recovered.groups {
-        driver.recover(group, state).await?;
-    }
+    driver.recover(recovered.groups).await?;
     driver.remove_leftovers().await;
     driver.publish_directory();
     driver.share_caches();
@@ -406,6 +408,11 @@ impl<S: StateMachine> Driver<S> {
         if self.over_cap && self.health.reserve_reached && carries_entries(&message) {
             // They would pile up in memory: nothing moves to the segments of a full disk. Raft sends them again.
             reached!("entries of a peer dropped, the disk is full");
+            return;
+        }
+        if snapshot_bytes(&message).is_some_and(|bytes| self.free_bytes < bytes + SNAPSHOT_ROOM_BYTES) {
+            // A replica that waits for room with a snapshot in hand would not even vote. Its leader sends it again.
+            reached!("snapshot dropped, there is no room for it");
             return;
         }
         // No peer message creates a group: only the catalog does.
@@ -664,6 +671,11 @@ impl<S: StateMachine> Driver<S> {
     fn group_log(&self, group: GroupId) -> Logger {
         self.log.new(o!("group" => group.0))
     }
+}
+
+fn snapshot_bytes(message: &crate::peers::wire::GroupMessage) -> Option<u64> {
+    let snapshot = message.message.as_ref()?.snapshot.as_ref()?;
+    (!snapshot.data.is_empty()).then_some(snapshot.data.len() as u64)
 }
 
 fn carries_entries(message: &crate::peers::wire::GroupMessage) -> bool {
