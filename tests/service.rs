@@ -6,16 +6,15 @@ mod support;
 
 #[cfg(not(madsim))]
 mod tests {
-    use super::support::{wait_until, Cluster};
+    use super::support::{detail, wait_until, Cluster};
     use balsa::batch::{self, BatchBuilder, RecordRef};
     use balsa::client::wire::{self, log_client::LogClient, producers_client::ProducersClient};
     use balsa::client::{CatalogChange, NewTopic};
     use balsa::ids::{ProducerId, Revision, TimestampMs};
     use bytes::Bytes;
-    use prost::Message;
     use std::collections::BTreeMap;
     use tonic::transport::Channel;
-    use tonic::{Code, Status};
+    use tonic::Code;
 
     const TOPIC: &str = "doors";
 
@@ -34,13 +33,6 @@ mod tests {
 
     fn append(batch: Bytes) -> wire::AppendRequest {
         wire::AppendRequest { topic: TOPIC.into(), partition: 0, batch, ..Default::default() }
-    }
-
-    fn detail(status: &Status) -> wire::ErrorDetail {
-        let outer = wire::RpcStatus::decode(status.details()).expect("the details are a google.rpc.Status");
-        let any = outer.details.first().expect("with one detail");
-        assert_eq!(any.type_url, "type.googleapis.com/balsa.v1.ErrorDetail");
-        wire::ErrorDetail::decode(&any.value[..]).expect("which is ours")
     }
 
     async fn with_topic(name: &str) -> (Cluster, usize, usize) {

@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["group"],
     &["segments", "client", "inspect"],
     &["journal", "batch", "peers"],
-    &["disk", "views", "clock", "limits", "ids", "telemetry", "probe", "usage", "watch"],
+    &["disk", "clock", "limits", "ids", "telemetry", "probe", "usage", "watch"],
 ];
 
 /// Pure code: no async, clocks, locks, randomness, or iteration in the order of a hash.

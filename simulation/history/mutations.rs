@@ -6,23 +6,24 @@
 //! The file is long because it holds one function for each way of being wrong.
 
 use super::rules::*;
-use super::{Append, History, Outcome, PartitionKey, Receipt, SessionPlace};
+use super::{Append, FinalLog, History, Outcome, PartitionKey, Receipt, SessionPlace};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::Rng;
-use std::collections::BTreeSet;
 
 /// One way of making a good history bad.
 pub struct Mutation {
     pub name: &'static str,
     /// The rules that may refuse it.
     pub rules: &'static [&'static str],
-    /// Makes it bad, or answers `false` and leaves it as it is.
+    /// Makes it bad; `false` if it found no place, and then the history counts for nothing.
     pub apply: fn(&mut History, &mut StdRng) -> bool,
 }
 
 /// More records than any batch has.
 const LONGEST_BATCH: u64 = 30;
+/// Later than anything in a run.
+const RUN_ENDS_US: u64 = u64::MAX / 2;
 
 macro_rules! mutations {
     ($($name:literal by [$($rule:expr),+]: $apply:expr,)*) => {
@@ -111,6 +112,36 @@ fn renumber(history: &mut History, partition: PartitionKey, number: impl Fn(u64,
     }
 }
 
+fn log_holds(log: &FinalLog, append: &Append) -> bool {
+    log.records.iter().any(|(_, payload)| *payload == append.payload)
+}
+
+fn is_in_a_log(history: &History, append: &Append) -> bool {
+    history.final_logs.iter().any(|log| log.partition == append.partition && log_holds(log, append))
+}
+
+/// An append of one record that nobody has seen. Gives its payload.
+fn unseen_append(history: &mut History, partition: PartitionKey, invoked_us: u64, returned_us: u64) -> u64 {
+    let payload = history.appends.iter().map(|append| append.payload + u64::from(append.count)).max().unwrap_or(1);
+    history.append(Append {
+        client: 1,
+        partition,
+        payload,
+        count: 1,
+        invoked_us,
+        returned_us,
+        outcome: Outcome::Unknown,
+        expected_offset: None,
+        session: None,
+    });
+    payload
+}
+
+fn read_longer_than(records: usize, history: &History, rng: &mut StdRng) -> Option<usize> {
+    let reads: Vec<usize> = (0..history.reads.len()).filter(|at| history.reads[*at].records.len() > records).collect();
+    pick(&reads, rng)
+}
+
 fn cut(history: &mut History, partition: PartitionKey, end: u64) {
     for log in history.final_logs.iter_mut().filter(|log| log.partition == partition) {
         log.records.retain(|(offset, _)| *offset < end);
@@ -178,23 +209,11 @@ fn lose_acknowledged(history: &mut History, rng: &mut StdRng) -> bool {
 
 /// A batch that nobody knows of, in one replica's log alone.
 fn lengthen_one(history: &mut History, rng: &mut StdRng) -> bool {
-    let payload = history.appends.iter().map(|append| append.payload + u64::from(append.count)).max().unwrap_or(1);
     let at = rng.gen_range(0..history.final_logs.len());
+    let partition = history.final_logs[at].partition;
+    let payload = unseen_append(history, partition, RUN_ENDS_US - 1, RUN_ENDS_US);
     let log = &mut history.final_logs[at];
-    let (partition, end) = (log.partition, log.start + log.records.len() as u64);
-    log.records.push((end, payload));
-    let returned_us = u64::MAX / 2;
-    history.append(Append {
-        client: 1,
-        partition,
-        payload,
-        count: 1,
-        invoked_us: returned_us - 1,
-        returned_us,
-        outcome: Outcome::Unknown,
-        expected_offset: None,
-        session: None,
-    });
+    log.records.push((log.start + log.records.len() as u64, payload));
     history.final_logs.iter().filter(|log| log.partition == partition).count() > 1
 }
 
@@ -207,25 +226,12 @@ fn lose_what_was_read(history: &mut History, rng: &mut StdRng) -> bool {
     let Some(at) = (0..history.reads.len()).collect::<Vec<_>>().choose(rng).copied() else { return false };
     let partition = history.reads[at].partition;
     let end = end_of_log(history, partition);
-    let payload = history.appends.iter().map(|append| append.payload + u64::from(append.count)).max().unwrap_or(1);
-    let returned_us = u64::MAX / 2;
     // One that nobody acknowledged, read at the very end of the run and lost after.
-    let lost = Append {
-        client: 1,
-        partition,
-        payload,
-        count: 1,
-        invoked_us: returned_us - 10,
-        returned_us: returned_us - 5,
-        outcome: Outcome::Unknown,
-        expected_offset: None,
-        session: None,
-    };
-    history.append(lost);
+    let payload = unseen_append(history, partition, RUN_ENDS_US - 10, RUN_ENDS_US - 5);
     let read = &mut history.reads[at];
     read.from = end;
     read.records = vec![(end, payload)];
-    (read.invoked_us, read.returned_us) = (returned_us - 1, returned_us);
+    (read.invoked_us, read.returned_us) = (RUN_ENDS_US - 1, RUN_ENDS_US);
     true
 }
 
@@ -236,8 +242,7 @@ fn tail_beyond_the_end(history: &mut History, rng: &mut StdRng) -> bool {
 }
 
 fn swap_in_read(history: &mut History, rng: &mut StdRng) -> bool {
-    let reads: Vec<usize> = (0..history.reads.len()).filter(|at| history.reads[*at].records.len() > 1).collect();
-    let Some(at) = pick(&reads, rng) else { return false };
+    let Some(at) = read_longer_than(1, history, rng) else { return false };
     let records = &mut history.reads[at].records;
     let one = rng.gen_range(1..records.len());
     (records[one - 1].1, records[one].1) = (records[one].1, records[one - 1].1);
@@ -260,10 +265,7 @@ fn swap_inside_batch(history: &mut History, rng: &mut StdRng) -> bool {
         .appends
         .iter()
         .filter(|append| append.count > 1 && append.outcome != Outcome::Failed && append.session.is_none())
-        .filter(|append| {
-            let logs = history.final_logs.iter().filter(|log| log.partition == append.partition);
-            logs.flat_map(|log| &log.records).any(|(_, payload)| *payload == append.payload)
-        })
+        .filter(|append| is_in_a_log(history, append))
         .cloned()
         .collect();
     let Some(append) = pick(&long, rng) else { return false };
@@ -285,23 +287,20 @@ fn overwrite_acknowledged(history: &mut History, rng: &mut StdRng) -> bool {
 }
 
 fn gap_in_read(history: &mut History, rng: &mut StdRng) -> bool {
-    let reads: Vec<usize> = (0..history.reads.len()).filter(|at| history.reads[*at].records.len() > 2).collect();
-    let Some(at) = pick(&reads, rng) else { return false };
+    let Some(at) = read_longer_than(2, history, rng) else { return false };
     let records = &mut history.reads[at].records;
     records.remove(rng.gen_range(1..records.len() - 1));
     true
 }
 
 fn read_begins_late(history: &mut History, rng: &mut StdRng) -> bool {
-    let reads: Vec<usize> = (0..history.reads.len()).filter(|at| history.reads[*at].records.len() > 1).collect();
-    let Some(at) = pick(&reads, rng) else { return false };
+    let Some(at) = read_longer_than(1, history, rng) else { return false };
     history.reads[at].records.remove(0);
     true
 }
 
 fn read_repeats(history: &mut History, rng: &mut StdRng) -> bool {
-    let reads: Vec<usize> = (0..history.reads.len()).filter(|at| !history.reads[*at].records.is_empty()).collect();
-    let Some(at) = pick(&reads, rng) else { return false };
+    let Some(at) = read_longer_than(0, history, rng) else { return false };
     let records = &mut history.reads[at].records;
     let one = rng.gen_range(0..records.len());
     records.insert(one, records[one]);
@@ -337,10 +336,7 @@ fn unknown_twice(history: &mut History, rng: &mut StdRng) -> bool {
         .appends
         .iter()
         .filter(|append| append.outcome == Outcome::Unknown && append.session.is_none())
-        .filter(|append| {
-            let logs = history.final_logs.iter().filter(|log| log.partition == append.partition);
-            logs.flat_map(|log| &log.records).any(|(_, payload)| *payload == append.payload)
-        })
+        .filter(|append| is_in_a_log(history, append))
         .cloned()
         .collect();
     let Some(append) = pick(&seen, rng) else { return false };
@@ -406,14 +402,13 @@ fn from_another_partition(history: &mut History, rng: &mut StdRng) -> bool {
 
 fn half_a_batch(history: &mut History, rng: &mut StdRng) -> bool {
     let never_there = history.appends.iter().filter(|append| {
-        let mut logs = history.final_logs.iter().filter(|log| log.partition == append.partition);
         let mut reads = history.reads.iter();
         append.outcome == Outcome::Unknown
             && !reads.any(|read| read.records.iter().any(|(_, payload)| *payload == append.payload))
             && append.session.is_none()
             && append.expected_offset.is_none()
             && append.count > 1
-            && !logs.any(|log| log.records.iter().any(|(_, payload)| *payload == append.payload))
+            && !is_in_a_log(history, append)
     });
     let Some(append) = pick(&never_there.cloned().collect::<Vec<_>>(), rng) else { return false };
     append_to_logs(history, append.partition, append.payload..append.payload + u64::from(append.count) - 1);
@@ -477,8 +472,7 @@ fn tail_from_the_future(history: &mut History, rng: &mut StdRng) -> bool {
 }
 
 fn read_from_the_future(history: &mut History, rng: &mut StdRng) -> bool {
-    let reads: Vec<usize> = (0..history.reads.len()).filter(|at| !history.reads[*at].records.is_empty()).collect();
-    let Some(at) = pick(&reads, rng) else { return false };
+    let Some(at) = read_longer_than(0, history, rng) else { return false };
     let read = &history.reads[at];
     let last = read.records.last().map(|(_, payload)| *payload);
     let holds = |append: &Append| {
@@ -526,9 +520,7 @@ fn change_place(history: &mut History, place: SessionPlace, to: SessionPlace) {
 
 /// Of batches that the logs still hold: nobody can tell where the others were.
 fn places(history: &History) -> Vec<SessionPlace> {
-    let there: BTreeSet<u64> =
-        history.final_logs.iter().flat_map(|log| &log.records).map(|(_, payload)| *payload).collect();
-    let held = history.appends.iter().filter(|append| there.contains(&append.payload));
+    let held = history.appends.iter().filter(|append| is_in_a_log(history, append));
     let mut places: Vec<SessionPlace> = held.filter_map(|append| append.session).collect();
     places.sort_unstable();
     places.dedup();
@@ -540,7 +532,7 @@ fn session_gap(history: &mut History, rng: &mut StdRng) -> bool {
     let in_a_whole_log = |append: &&Append| {
         let logs = history.final_logs.iter().filter(|log| log.partition == append.partition);
         let mut lowest = logs.min_by_key(|log| log.start).into_iter().filter(|log| log.start == 0);
-        lowest.any(|log| log.records.iter().any(|(_, payload)| *payload == append.payload))
+        lowest.any(|log| log_holds(log, append))
     };
     let there = history.appends.iter().filter(in_a_whole_log).filter_map(|append| append.session);
     let Some(place) = pick(&there.collect::<Vec<_>>(), rng) else { return false };

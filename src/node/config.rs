@@ -277,10 +277,10 @@ impl Checker<'_> {
                 "leave it out: 100 suits most networks",
             ));
         }
-        // Heartbeats come every other tick; a follower must be able to miss two of them without calling an election.
+        // Heartbeats come every tick; a follower must be able to miss several of them without calling an election.
         if let Some(ticks) = raw.election_ticks.as_ref().filter(|ticks| !(6..=1_000).contains(ticks.get_ref())) {
             let problem = "lies outside 6 to 1000: elections would come between two heartbeats, or never";
-            return Err(self.refuse("election_ticks", ticks, problem, "leave it out: 10 suits most networks"));
+            return Err(self.refuse("election_ticks", ticks, problem, "leave it out: 6 suits most networks"));
         }
         let tick_ms = raw.tick_ms.as_ref().map_or(NodeConfig::TICK_MS, |ticks| *ticks.get_ref());
         let election_ticks = raw.election_ticks.as_ref().map_or(NodeConfig::ELECTION_TICKS, |ticks| *ticks.get_ref());

@@ -6,11 +6,10 @@ use crate::damage::{self, Allowed, Class, Damage};
 use crate::load::{Load, PARTITIONS, TOPIC};
 use crate::support::small_disk::SmallDisk;
 use crate::support::trace;
-use crate::support::{wait_until, Cluster, Signal, PATIENCE};
+use crate::support::{detail_of, wait_until, Cluster, Signal, PATIENCE};
 use balsa::batch::{BatchBuilder, RecordRef};
 use balsa::client::wire::{self, log_client::LogClient};
 use balsa::ids::TimestampMs;
-use prost::Message;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::Rng;
@@ -346,7 +345,8 @@ impl Ring {
             assert!(named, "{what} of {:?}: {:?}", damage.files, unread);
             assert_eq!(unread.why.1.code(), Code::DataLoss, "{what}: {unread:?}");
         }
-        assert!(unread.is_empty() || damage.class == Class::SealedSegment, "{what} of {:?}: {unread:?}", damage.files);
+        let may_show = matches!(damage.class, Class::SealedSegment | Class::ActiveSegment);
+        assert!(unread.is_empty() || may_show, "{what} of {:?}: {unread:?}", damage.files);
         assert!(damage.allowed != Allowed::Refusal, "{what} of {:?} went unnoticed", damage.files);
         let end = if unread.is_empty() { "served, all of it right" } else { "served, reads of the damage failed" };
         self.saw(format!("{what}: {end}"));
@@ -370,12 +370,6 @@ impl Ring {
         }
         true
     }
-}
-
-/// What a refusal's details say.
-fn detail_of(status: &Status) -> Option<wire::ErrorDetail> {
-    let rpc = wire::RpcStatus::decode(status.details()).ok()?;
-    wire::ErrorDetail::decode(rpc.details.first()?.value.clone()).ok()
 }
 
 /// A topic beside the load's, for single appends.

@@ -1,10 +1,11 @@
 //! Damage to the files of a node that is down, class by class and way by way, and what must come of it.
 
-use crate::support::{balsa_with, json_lines};
+use crate::support::journal_files;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::Rng;
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Bytes that are zeroed at a time: a block of most file systems.
@@ -90,7 +91,7 @@ pub fn strike(dir: &Path, class: Class, random: &mut StdRng, backups: &Path, ear
         ways.push(Way::Stale);
     }
     let way = *ways.choose(random)?;
-    let ends: Vec<(PathBuf, u64)> = if class == Class::Journal { journal_files(dir) } else { Vec::new() };
+    let ends: Vec<(PathBuf, u64)> = if class == Class::Journal { journal_files_with_rounds(dir) } else { Vec::new() };
     // What lies before the agreed start of the log is nobody's loss.
     let may_be_trimmed = class == Class::SealedSegment && is_oldest(&files[0]);
     let mut kept = Vec::new();
@@ -108,11 +109,7 @@ pub fn strike(dir: &Path, class: Class, random: &mut StdRng, backups: &Path, ear
 
 /// Whether a segment is the first of its group.
 fn is_oldest(segment: &Path) -> bool {
-    let segments = listed(segment.parent().expect("a folder")).into_iter();
-    segments
-        .filter(|path| path.extension().is_some_and(|ext| ext == "seg"))
-        .min()
-        .is_some_and(|first| first >= *segment)
+    segments_of(segment.parent().expect("a folder")).first().is_some_and(|first| first == segment)
 }
 
 /// Does it. Gives whether anything changed that the node must notice; `None` if nothing changed at all.
@@ -169,15 +166,27 @@ impl Damage {
         of_its_kind && named
     }
 
-    /// Puts the file back where a node that ran with the damage has not gone on from it.
+    /// Puts the file back where a node that ran with the damage has not gone on from it; of a segment that it has gone on in, the bytes.
     pub fn mend(&self, served: bool) {
         let gone_on = matches!(self.class, Class::Journal | Class::Marks | Class::ActiveSegment | Class::Lock)
             || matches!(self.class, Class::JournalIdentity | Class::JournalIdentities | Class::Index | Class::State);
         for (file, backup) in &self.kept {
             if !served || !gone_on {
                 fs::copy(backup, file).expect("the file comes back");
+            } else if self.class == Class::ActiveSegment {
+                put_frames_back(file, backup);
             }
         }
+    }
+}
+
+/// Undoes what rotted in the part that a start takes from the index: nobody else would. What lay behind it the node has written again, the
+/// same frames in the same places. A segment that was dropped meanwhile stays away.
+fn put_frames_back(segment: &Path, backup: &Path) {
+    let whole = fs::read(backup).expect("the copy");
+    let end = whole.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    if let Ok(file) = File::options().write(true).open(segment) {
+        file.write_all_at(&whole[..end], 0).expect("the bytes come back");
     }
 }
 
@@ -190,34 +199,32 @@ fn names_group(folder: &Path, text: &str) -> bool {
 /// The files of a class that are there.
 pub fn files_of(dir: &Path, class: Class) -> Vec<PathBuf> {
     let journal = dir.join("journal");
-    let segments = |sealed: bool| {
-        let all = listed(&dir.join("groups")).into_iter().flat_map(|group| listed(&group));
-        let of_kind = all.filter(|path| path.extension().is_some_and(|ext| ext == "seg"));
-        of_kind.filter(move |path| path.with_extension("idx").exists() == sealed).collect::<Vec<_>>()
-    };
+    let groups: Vec<Vec<PathBuf>> = listed(&dir.join("groups")).iter().map(|group| segments_of(group)).collect();
     let files = match class {
-        Class::Journal => journal_files(dir).into_iter().map(|(path, _)| path).collect(),
+        Class::Journal => journal_files_with_rounds(dir).into_iter().map(|(path, _)| path).collect(),
         Class::Marks => vec![journal.join("marks")],
         Class::JournalIdentity => vec![journal.join("identity-1")],
         Class::JournalIdentities => vec![journal.join("identity-1"), journal.join("identity-2")],
         Class::State => starting_with(&journal, "state-"),
         Class::NodeIdentity => vec![dir.join("IDENTITY")],
         Class::Lock => vec![dir.join("LOCK")],
-        Class::SealedSegment => segments(true),
-        Class::ActiveSegment => segments(false),
-        Class::Index => segments(true).into_iter().map(|path| path.with_extension("idx")).collect(),
+        Class::SealedSegment => {
+            groups.iter().filter_map(|segments| segments.split_last()).flat_map(|(_, sealed)| sealed).cloned().collect()
+        }
+        Class::ActiveSegment => groups.iter().filter_map(|segments| segments.last().cloned()).collect(),
+        Class::Index => groups.concat().iter().map(|segment| segment.with_extension("idx")).collect(),
     };
     files.into_iter().filter(|file| file.exists()).collect()
 }
 
+/// The segments of a group's folder, oldest first; the last is the active one.
+fn segments_of(group: &Path) -> Vec<PathBuf> {
+    listed(group).into_iter().filter(|path| path.extension().is_some_and(|ext| ext == "seg")).collect()
+}
+
 /// Journal files in use that hold rounds, each with the position where they end.
-fn journal_files(dir: &Path) -> Vec<(PathBuf, u64)> {
-    let path = dir.join("journal").display().to_string();
-    let report = balsa_with("", &["inspect", "journal", &path, "-o", "json"], b"");
-    let files = json_lines(&report).into_iter().filter(|line| line["what"] == "file" && line["in_use"] == true);
-    let files =
-        files.map(|line| (line["file"].as_str().expect("a name").into(), line["end"].as_u64().expect("an end")));
-    files.filter(|(_, end)| *end > ROUNDS_START).collect()
+fn journal_files_with_rounds(dir: &Path) -> Vec<(PathBuf, u64)> {
+    journal_files(dir).into_iter().filter(|(_, end)| *end > ROUNDS_START).collect()
 }
 
 /// Files of a folder whose names begin so, in order.

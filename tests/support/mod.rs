@@ -1,4 +1,5 @@
-//! What the tests of real processes share: clusters of them, signals, waiting for conditions, and a web server's log.
+//! What the tests of real processes share: clusters of them, signals, waiting for conditions, what commands, refusals and journals say,
+//! and a web server's log.
 
 #![allow(dead_code)] // each test binary uses a part of it
 
@@ -6,13 +7,15 @@ pub mod small_disk;
 pub mod trace;
 pub mod weblog;
 
-use balsa::client::{Client, ClientOptions};
+use balsa::client::{wire, Client, ClientOptions};
+use prost::Message;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+use tonic::Status;
 
 /// How long to look away between two looks at a condition.
 const POLL: Duration = Duration::from_millis(20);
@@ -374,4 +377,47 @@ pub fn expect(output: &Output, code: i32, parts: &[&str]) -> String {
 pub fn json_lines(output: &Output) -> Vec<serde_json::Value> {
     let lines = printed(output);
     lines.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+/// What `balsa inspect journal` or `segment` says of a path, as JSON.
+pub fn inspect(what: &str, path: &Path) -> Output {
+    balsa_with("", &["inspect", what, &path.display().to_string(), "-o", "json"], b"")
+}
+
+/// The journal files in use of a node's directory, each with the position where its rounds end.
+pub fn journal_files(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let report = inspect("journal", &dir.join("journal"));
+    let files = json_lines(&report).into_iter().filter(|line| line["what"] == "file" && line["in_use"] == true);
+    let files =
+        files.map(|line| (line["file"].as_str().expect("a name").into(), line["end"].as_u64().expect("an end")));
+    let files: Vec<(PathBuf, u64)> = files.collect();
+    assert!(!files.is_empty(), "{}", said(&report));
+    files
+}
+
+/// What a refusal's details say; `None` if it has none, as a failure of the transport.
+pub fn detail_of(status: &Status) -> Option<wire::ErrorDetail> {
+    if status.details().is_empty() {
+        return None;
+    }
+    let rpc = wire::RpcStatus::decode(status.details()).expect("the details are a google.rpc.Status");
+    assert_eq!(rpc.code, status.code() as i32);
+    let any = rpc.details.first().expect("with one detail");
+    assert_eq!(any.type_url, "type.googleapis.com/balsa.v1.ErrorDetail");
+    Some(wire::ErrorDetail::decode(&any.value[..]).expect("which is ours"))
+}
+
+/// The same of a refusal that must have details.
+pub fn detail(status: &Status) -> wire::ErrorDetail {
+    detail_of(status).expect("details")
+}
+
+/// Bytes that look random and are the same in every run.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed;
+    let mut byte = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..length).map(|_| byte()).collect()
 }
