@@ -13,6 +13,7 @@ use crate::faults::Trigger;
 use balsa::disk::sim::SimDisk;
 use balsa::disk::Disk;
 use balsa::group::effects::{Fetch, Token};
+use balsa::group::inbound;
 use balsa::group::log_time::ClockTrust;
 use balsa::group::observe::Observed;
 use balsa::group::replica::{Replica, ReplicaOptions};
@@ -481,10 +482,7 @@ impl Process {
         if self.over_cap && self.reserve_reached && !message.entries.is_empty() {
             return;
         }
-        if message.snapshot.as_ref().is_some_and(|snapshot| {
-            !snapshot.data.is_empty() && self.free_bytes < snapshot.data.len() as u64 + SNAPSHOT_ROOM_BYTES
-        }) {
-            shared.coverage.hit("branch.snapshot-without-room-dropped");
+        if inbound::lacks_room(&message, self.free_bytes, SNAPSHOT_ROOM_BYTES) {
             return;
         }
         let Some(hosted) = self.groups.get_mut(&group) else { return };

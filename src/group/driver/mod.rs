@@ -22,6 +22,7 @@ pub use handle::{
 use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::group::effects::Answer;
+use crate::group::inbound;
 use crate::group::machine::StateMachine;
 use crate::group::observe::{Observed, Observer};
 use crate::group::replica::ReplicaOptions;
@@ -410,13 +411,11 @@ impl<S: StateMachine> Driver<S> {
             reached!("entries of a peer dropped, the disk is full");
             return;
         }
-        if snapshot_bytes(&message).is_some_and(|bytes| self.free_bytes < bytes + SNAPSHOT_ROOM_BYTES) {
-            // A replica that waits for room with a snapshot in hand would not even vote. Its leader sends it again.
-            reached!("snapshot dropped, there is no room for it");
-            return;
-        }
         // No peer message creates a group: only the catalog does.
         let (Some(hosted), Some(mut message)) = (self.groups.get_mut(&group), message.message) else { return };
+        if inbound::lacks_room(&message, self.free_bytes, SNAPSHOT_ROOM_BYTES) {
+            return;
+        }
         if sleep::asks_to_sleep(&message) && !self.connected.contains(&from) {
             reached!("asked to sleep by a node that is not linked");
             sleep::take_sleep(&mut message); // nobody would wake this replica if that node were gone
@@ -671,11 +670,6 @@ impl<S: StateMachine> Driver<S> {
     fn group_log(&self, group: GroupId) -> Logger {
         self.log.new(o!("group" => group.0))
     }
-}
-
-fn snapshot_bytes(message: &crate::peers::wire::GroupMessage) -> Option<u64> {
-    let snapshot = message.message.as_ref()?.snapshot.as_ref()?;
-    (!snapshot.data.is_empty()).then_some(snapshot.data.len() as u64)
 }
 
 fn carries_entries(message: &crate::peers::wire::GroupMessage) -> bool {
