@@ -362,9 +362,10 @@ impl World {
         let lasts_us = self.mischief.chance.within(100_000..6_000_000);
         if self.is_up(node) {
             self.struck(FaultClass::Pause);
-            // A shorter pause within a longer one ends nothing: what waits for its end would come late, and the disk with it.
+            // A shorter pause within a longer one ends nothing.
             let until = &mut self.nodes[node as usize].paused_until;
             *until = (*until).max(self.shared.now + lasts_us);
+            self.shared.after(lasts_us, Event::Resume { node });
         }
     }
 
@@ -574,8 +575,8 @@ impl World {
             self.end_mischief(fault);
         }
         for node in self.all() {
+            self.resume(node);
             let at = &mut self.nodes[node as usize];
-            at.paused_until = 0;
             at.drift_ppm = 0;
             at.home.disk.clear_faults();
             if at.process.is_none() {

@@ -50,6 +50,7 @@ pub const ONCE_FAILED: &[(u64, &str)] = &[
     (6711, "the same"),
     (7513, "a power failure healed what had rotted in a write that was not synced"),
     (302_197, "a link that flapped in step with the rule's looks passed for cut"),
+    (415_222, "what came in a pause came late when all was healed in its midst, the end of a sync with it"),
 ];
 
 /// Runs one seed.

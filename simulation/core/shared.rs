@@ -118,6 +118,10 @@ pub enum Event {
     Over {
         fault: u64,
     },
+    /// A pause may be over.
+    Resume {
+        node: u32,
+    },
     /// Liveness is looked at.
     Watch,
 }

@@ -41,6 +41,8 @@ pub struct Node {
     pub process: Option<Process>,
     pub life: u64,
     pub paused_until: u64,
+    /// What came while it was paused, in order.
+    held: Vec<Event>,
     pub clock_offset_ms: i64,
     pub drift_ppm: i64,
     /// The disk was told to fail, hang or be full in this life.
@@ -124,10 +126,9 @@ impl World {
     /// Lets the next event happen. False when none is left, or a rule is broken.
     pub fn step(&mut self) -> bool {
         let Some(event) = self.shared.next() else { return false };
-        if let Some(until) = event.handled_by().map(|node| self.nodes[node as usize].paused_until) {
+        if let Some((node, until)) = event.handled_by().map(|node| (node, self.nodes[node as usize].paused_until)) {
             if until > self.shared.now {
-                let delay_us = until - self.shared.now;
-                self.shared.after(delay_us, event);
+                self.nodes[node as usize].held.push(event);
                 return true;
             }
         }
@@ -162,6 +163,8 @@ impl World {
             Event::Answer { token, answer } => self.clients.answered(token, &answer, &mut self.shared),
             Event::Client { client } => self.clients.go_on(client, &mut self.shared),
             Event::Impatient { client, token } => self.clients.impatient(client, token, &mut self.shared),
+            Event::Resume { node } if self.nodes[node as usize].paused_until <= self.shared.now => self.resume(node),
+            Event::Resume { .. } => {} // a longer pause began meanwhile
             Event::Operator => self.operate(),
             Event::Hasty { node, group } => self.change_hastily(node, group),
             Event::Trim { node, group } => {
@@ -333,6 +336,15 @@ impl World {
         }
     }
 
+    /// A node's pause is over: what came meanwhile happens now, in order.
+    pub fn resume(&mut self, node: u32) {
+        let at = &mut self.nodes[node as usize];
+        at.paused_until = 0;
+        for event in std::mem::take(&mut at.held) {
+            self.shared.after(0, event);
+        }
+    }
+
     /// A process ends. It starts again by itself, a little later.
     pub fn end(&mut self, node: u32, how: End) {
         let seed = self.shared.chance.next();
@@ -341,11 +353,11 @@ impl World {
         at.was_marked = process.is_marked;
         at.last_rounds = process.gate.last_rounds();
         at.links.fill(Link::default());
-        at.paused_until = 0;
         at.home.disk = process.end(how, &at.home.disk, seed);
         if at.full_disks == 0 {
             at.home.disk.set_capacity(None);
         }
+        self.resume(node);
         self.shared.event(node, "down", &[how as u64], || format!("{how:?}"));
         self.shared.rules.node_down(node, Down::Intact);
         let down_us = match self.shared.chance.below(4) {
@@ -522,6 +534,7 @@ impl Node {
             process: None,
             life: 0,
             paused_until: 0,
+            held: Vec::new(),
             clock_offset_ms: 0,
             drift_ppm: 0,
             disk_is_ill: false,
