@@ -43,6 +43,7 @@ pub const ONCE_FAILED: &[(u64, &str)] = &[
     (15, "a failed producer delivered what waited before what was under way"),
     (21, "the same"),
     (320_237, "a cut held up a connection, and the simulated network's server let nobody else in"),
+    (401_880, "entries were merged into an append that a rejection had overtaken"),
 ];
 
 /// Runs it once, on this thread, which nothing ran on before.

@@ -19,7 +19,7 @@ use crate::{planted, reached};
 use bytes::Bytes;
 use prost::Message as _;
 use raft::eraftpb::{ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType};
-use raft::{ProgressState, Ready, StateRole, INVALID_ID};
+use raft::{ProgressState, Ready, StateRole, Storage, INVALID_ID};
 use slog::{info, warn};
 
 /// Ticks after which an unanswered read is asked for again.
@@ -251,7 +251,9 @@ impl<S: StateMachine> Replica<S> {
     fn sort_messages(&mut self, ready: &mut Ready, effects: &mut Effects) {
         let bytes_max = self.options.message_bytes_max;
         effects.send_after_sync = sendable(ready.take_persisted_messages(), bytes_max);
-        let mut messages = sendable(ready.take_messages(), bytes_max);
+        let mut messages = ready.take_messages();
+        messages.retain_mut(|message| self.mend_append(message));
+        let mut messages = sendable(messages, bytes_max);
         let appends = messages.iter().filter(|message| message.msg_type() == MessageType::MsgAppend);
         self.told_commit = appends.map(|append| append.commit).fold(self.told_commit, u64::max);
         if [planted!("commit-beyond-last-index"), planted!("commit-beyond-the-matched")].contains(&true) {
@@ -270,6 +272,20 @@ impl<S: StateMachine> Replica<S> {
         if planted!("message-before-vote-synced") {
             effects.hurry(MessageType::MsgRequestVote);
         }
+    }
+
+    /// Raft 0.7 adds entries to an append to the same follower that waits to be sent, and looks only at the entries in it: to an empty one it
+    /// adds any. If the follower's rejection came between the two, the append names an entry before it that is not the one before
+    /// its entries. Sound followers refuse such a one, and would wait for the next. False if it can't be sent at all.
+    fn mend_append(&self, message: &mut Message) -> bool {
+        let Some(first) = message.entries.first().map(|entry| entry.index) else { return true };
+        if message.msg_type() != MessageType::MsgAppend || first == message.index + 1 {
+            return true;
+        }
+        reached!("append merged behind a rejection mended");
+        let Ok(term) = self.raw_node.store().term(first - 1) else { return false };
+        (message.index, message.log_term) = (first - 1, term);
+        true
     }
 
     fn apply(&mut self, committed: Vec<Entry>, effects: &mut Effects) {

@@ -1,8 +1,9 @@
-//! What no sound cluster comes to, and so neither scenario nor simulation: each branch is taken by hand.
+//! What no sound cluster comes to, and so neither scenario nor simulation, and what takes two messages in one turn: by hand.
 
 use super::machine::Records;
+use balsa::group::log_time::ClockTrust;
 use balsa::group::replica::{Replica, ReplicaOptions};
-use balsa::ids::{GroupId, LogIndex, NodeId, ReplicaId, Term};
+use balsa::ids::{GroupId, LogIndex, NodeId, ReplicaId, Term, TimestampMs};
 use balsa::journal::base::Base;
 use balsa::journal::RecoveredGroup;
 use balsa::segments::verdict::Verdict;
@@ -58,4 +59,51 @@ fn an_agreed_change_that_is_impossible_is_refused_and_passed_over() {
     assert_eq!(replica.applied_index(), LogIndex(6), "the log goes on behind it");
     assert!(verdicts.iter().all(|verdict| matches!(verdict, Verdict::Refused(_))), "{verdicts:?}");
     assert_eq!(replica.conf_state(), &before);
+}
+
+/// Takes effects until there are none, with everything durable at once; what was sent.
+fn settle(replica: &mut Replica<Records>) -> Vec<Message> {
+    let mut sent = Vec::new();
+    while let Some(effects) = replica.take_effects() {
+        sent.extend(effects.send_now);
+        sent.extend(effects.send_after_sync);
+        replica.persisted(effects.number);
+    }
+    sent
+}
+
+/// Seen in the simulator (whole seed 401880): Raft 0.7 adds entries to an empty append that waits to be sent, whatever stands before them.
+#[test]
+fn entries_that_go_out_behind_a_rejection_name_the_entry_before_them() {
+    let mut leader = opened(7, HardState { term: 7, vote: 0, commit: 5 });
+    let answer = |kind: MessageType, term: u64, index: u64| {
+        let mut message = Message { from: id(2).0, to: id(1).0, term, index, ..Message::default() };
+        message.set_msg_type(kind);
+        message
+    };
+    leader.campaign_soon(0);
+    while !settle(&mut leader).iter().any(|message| message.msg_type() == MessageType::MsgRequestPreVote) {
+        leader.tick(TimestampMs(1), ClockTrust::Trusted);
+    }
+    leader.step(answer(MessageType::MsgRequestPreVoteResponse, 8, 0)).expect("a grant");
+    settle(&mut leader);
+    leader.step(answer(MessageType::MsgRequestVoteResponse, 8, 0)).expect("a vote");
+    settle(&mut leader);
+    assert!(leader.is_leader());
+    leader.step(answer(MessageType::MsgAppendResponse, 8, 6)).expect("the follower has the first entry");
+    settle(&mut leader);
+    leader.propose("a record".into(), 1);
+    let sent = settle(&mut leader);
+    assert!(sent.iter().any(|message| message.to == id(2).0 && message.entries.len() == 1), "{sent:?}");
+    // It is lost. In one turn come an answer that makes the leader send an empty append, and the rejection of another one.
+    leader.step(answer(MessageType::MsgHeartbeatResponse, 8, 0)).expect("an answer");
+    let rejection =
+        Message { reject: true, reject_hint: 6, log_term: 8, ..answer(MessageType::MsgAppendResponse, 8, 7) };
+    leader.step(rejection).expect("a rejection");
+    let sent = settle(&mut leader);
+    let again: Vec<&Message> = sent.iter().filter(|message| !message.entries.is_empty()).collect();
+    assert!(!again.is_empty(), "{sent:?}");
+    for append in again {
+        assert_eq!((append.index + 1, append.log_term), (append.entries[0].index, 8), "{append:?}");
+    }
 }
