@@ -252,6 +252,12 @@ pub const PLANTS: &[Plant] = &[
         incident: "CockroachDB's quiescence and TiKV's hibernating regions, which must not leave a lagging replica behind",
         worlds: BOTH,
     },
+    Plant {
+        name: "append-merged-behind-a-rejection",
+        what: "entries are added to an empty append that a rejection has overtaken: it names an entry before them that is not",
+        incident: "raft-rs 0.7 with `batch_append`: found by our own simulator, whole seed 401880",
+        worlds: BOTH,
+    },
     // Membership
     Plant {
         name: "change-before-term-commit",

@@ -499,7 +499,9 @@ impl Process {
             });
         }
         self.dirty.insert(group);
-        self.turn(shared);
+        if shared.chance.ratio(3, 4) {
+            self.turn(shared); // else with what comes next: a turn has several messages at times
+        }
     }
 
     /// A link stands, or was made anew.

@@ -542,7 +542,11 @@ impl GroupModel {
 
     fn sent_append(&mut self, id: ReplicaId, message: &Message) -> Result<(), Breach> {
         let mut previous = message.log_term;
-        for entry in &message.entries {
+        for (entry, index) in message.entries.iter().zip(message.index + 1..) {
+            if entry.index != index {
+                let what = format!("replica {id} sends entry {} in the place of {index}", entry.index);
+                return Err(("log-matching", what));
+            }
             let known = Some(previous).filter(|term| *term > 0);
             self.agreed.exists(entry.index, mark_of(entry), known).map_err(|what| ("log-matching", what))?;
             previous = entry.term;

@@ -252,7 +252,9 @@ impl<S: StateMachine> Replica<S> {
         let bytes_max = self.options.message_bytes_max;
         effects.send_after_sync = sendable(ready.take_persisted_messages(), bytes_max);
         let mut messages = ready.take_messages();
-        messages.retain_mut(|message| self.mend_append(message));
+        if !planted!("append-merged-behind-a-rejection") {
+            messages.retain_mut(|message| self.mend_append(message));
+        }
         let mut messages = sendable(messages, bytes_max);
         let appends = messages.iter().filter(|message| message.msg_type() == MessageType::MsgAppend);
         self.told_commit = appends.map(|append| append.commit).fold(self.told_commit, u64::max);
