@@ -100,10 +100,11 @@ impl Journal {
         }
     }
 
-    /// Twice as large as the present file: files that hold no checkpoint would pile up. Where there is no room for that, as small as it may be.
+    /// Twice as large as the present file, until one holds a checkpoint: smaller ones would pile up, by gigabytes under load over many groups. Where
+    /// there is no room for that, as small as it may be.
     async fn fill_at_once(&mut self, wanted: u64) -> Result<Filled, JournalError> {
         let small = sector_up(self.options.first_file_bytes.max(wanted));
-        let grown = sector_up((2 * self.file.entry.bytes).min(self.options.file_bytes));
+        let grown = sector_up((2 * self.file.entry.bytes).min(self.prepared_file_bytes()));
         if grown > small {
             let slot = self.take_slot();
             match fill_file(self.disk.clone(), self.dir.clone(), slot, grown, grown).await {
