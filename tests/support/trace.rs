@@ -3,7 +3,7 @@
 //! The order of lines is the order of cause and effect: a call that a thread enters because another one's call returned stands
 //! behind that return, since the tracer holds each thread until it has written down what the thread did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -250,10 +250,17 @@ fn whole_message(bytes: &mut Vec<u8>) -> Option<Vec<u8>> {
     (bytes.len() >= GRPC_PREFIX_LEN + len).then(|| bytes.drain(..GRPC_PREFIX_LEN + len).skip(GRPC_PREFIX_LEN).collect())
 }
 
-/// What a trace of injected failures says: the paths of the calls that failed so, and the calls that came after the first.
+/// What a trace of injected failures says: the call that failed so, and the calls that came after it. Those of another thread that fills
+/// files for later with zeros, and syncs them, are left out: nothing is promised by them.
 pub fn injected(file: &Path) -> Option<(String, Vec<String>)> {
+    /// Zeros are written so many at a time, as `disk/real.rs` does it.
+    const ZEROS: &str = " = 262144";
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let mut lines = text.lines().skip_while(|line| !line.contains("(INJECTED)"));
     let failed = lines.next()?.to_string();
-    Some((failed, lines.filter(|line| line.contains(" = ")).map(String::from).collect()))
+    let thread = |line: &str| line.split_whitespace().next().map(String::from);
+    let fillers: BTreeSet<_> = text.lines().filter(|line| line.ends_with(ZEROS)).map(thread).collect();
+    let fills = |line: &&str| thread(line) != thread(&failed) && fillers.contains(&thread(line));
+    let after = lines.filter(|line| line.contains(" = ")).filter(|line| !fills(line));
+    Some((failed.clone(), after.map(String::from).collect()))
 }
