@@ -510,9 +510,14 @@ async fn an_append_that_waits_for_a_leader_of_before_may_have_happened_and_is_no
         })
         .collect();
     let asked = || other.with(|partition| partition.described);
-    while asked() < 3 {
-        tokio::task::yield_now().await;
-    }
+    let asked_often = async {
+        while asked() < 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), asked_often)
+        .await
+        .expect("others are asked while the leader is silent");
     assert!(waiting.iter().all(|append| !append.is_finished()), "as far as anybody knows it still leads");
     other.with(|partition| partition.leader = Some((2, at_other)));
     for append in waiting {

@@ -125,10 +125,10 @@ pub enum ProposeError {
         /// The bound.
         limit: u64,
     },
-    /// Too much is proposed and not yet committed. It did not happen.
+    /// Too much waits, or is proposed and not yet committed. It did not happen.
     #[error("{bytes} bytes wait or are not yet committed; the bound is {limit}")]
     UncommittedFull {
-        /// Bytes not committed.
+        /// Bytes that wait or are not committed.
         bytes: u64,
         /// The bound.
         limit: u64,

@@ -1,7 +1,7 @@
 //! Founding a journal, and opening one again: what is whole, what is proven, what it amounts to.
 //!
-//! Opening changes nothing of what is there: it writes a new file and then the identity that names it, so that a crash
-//! half way leaves the next start where this one began. The last whole round may have been read from the page cache
+//! Opening changes nothing of what the identity names: it removes what earlier openings left unnamed, writes a new file and then
+//! the identity that names it, so that a crash half way leaves the next start where this one began. The last whole round may have been read from the page cache
 //! only, after a sync that failed or never came; unless something proves that it was synced, its live frames are
 //! written once more, into the new file, under their old number, and what lies behind its predecessor in the old file
 //! is void.

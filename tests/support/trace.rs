@@ -250,8 +250,8 @@ fn whole_message(bytes: &mut Vec<u8>) -> Option<Vec<u8>> {
     (bytes.len() >= GRPC_PREFIX_LEN + len).then(|| bytes.drain(..GRPC_PREFIX_LEN + len).skip(GRPC_PREFIX_LEN).collect())
 }
 
-/// What a trace of injected failures says: the call that failed so, and the calls that came after it. Those of another thread that fills
-/// files for later with zeros, and syncs them, are left out: nothing is promised by them.
+/// What a trace of injected failures says: the call that failed so, and the calls that came after it. What another thread does to other files, if
+/// it is one that fills files for later with zeros, is left out: nothing is promised by it.
 pub fn injected(file: &Path) -> Option<(String, Vec<String>)> {
     /// Zeros are written so many at a time, as `disk/real.rs` does it.
     const ZEROS: &str = " = 262144";
@@ -260,7 +260,9 @@ pub fn injected(file: &Path) -> Option<(String, Vec<String>)> {
     let failed = lines.next()?.to_string();
     let thread = |line: &str| line.split_whitespace().next().map(String::from);
     let fillers: BTreeSet<_> = text.lines().filter(|line| line.ends_with(ZEROS)).map(thread).collect();
-    let fills = |line: &&str| thread(line) != thread(&failed) && fillers.contains(&thread(line));
+    let path = |line: &str| Some(line.split_once('<')?.1.split_once('>')?.0.to_owned());
+    let fills =
+        |line: &&str| thread(line) != thread(&failed) && path(line) != path(&failed) && fillers.contains(&thread(line));
     let after = lines.filter(|line| line.contains(" = ")).filter(|line| !fills(line));
     Some((failed.clone(), after.map(String::from).collect()))
 }
