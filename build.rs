@@ -11,6 +11,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(&descriptors, protox::compile(files, ["proto", "proto/raft"])?.encode_to_vec())?;
     tonic_build::configure()
         .bytes(["."])
+        // Queues of messages move and grow: a message is some three hundred bytes.
+        .boxed(".balsa.peers.GroupMessage.message")
         .extern_path(".eraftpb", "::raft::eraftpb")
         .file_descriptor_set_path(&descriptors)
         .skip_protoc_run()

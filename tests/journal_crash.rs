@@ -66,7 +66,7 @@ impl Model {
             let covered = group.entries.iter().find(|entry| entry.index == base.index.0);
             let stays = base.index == group.base.index || covered.is_some_and(|entry| entry.term == base.term.0);
             group.entries.retain(|entry| stays && entry.index > base.index.0);
-            group.base = base.clone();
+            group.base = (**base).clone();
         }
         if let Some(first) = write.entries.first() {
             group.entries.retain(|entry| entry.index < first.index);
@@ -264,6 +264,7 @@ impl History {
     fn draw_write(&mut self, group: GroupId, known: &RecoveredGroup, base: Option<Base>) -> GroupWrite {
         let mut after = Model::default();
         after.groups.insert(group, known.clone());
+        let base = base.map(Box::new);
         after.apply(&GroupWrite { group, base: base.clone(), ..GroupWrite::default() });
         let after = &after.groups[&group];
         let next = after.entries.last().map_or(after.base.index.0, |entry| entry.index) + 1;

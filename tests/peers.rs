@@ -109,7 +109,7 @@ fn message(from: u32, to: u32, sequence: u64, bytes: usize) -> wire::GroupMessag
         context: vec![7; bytes].into(),
         ..Default::default()
     };
-    wire::GroupMessage { group: 3, message: Some(message) }
+    wire::GroupMessage { group: 3, message: Some(Box::new(message)) }
 }
 
 async fn pair(queue: usize) -> (Node, Node) {

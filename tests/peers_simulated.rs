@@ -73,7 +73,7 @@ impl Node {
             index: sequence,
             ..Default::default()
         };
-        self.peers().await.send(NodeId(to), vec![wire::GroupMessage { group: 1, message: Some(message) }]);
+        self.peers().await.send(NodeId(to), vec![wire::GroupMessage { group: 1, message: Some(Box::new(message)) }]);
     }
 
     async fn change(&mut self) -> PeerEvent {

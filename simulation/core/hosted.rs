@@ -117,8 +117,8 @@ impl Process {
             let Some(effects) = hosted.replica.take_effects() else { break };
             self.note(group, &effects, shared);
             let Some(hosted) = self.groups.get_mut(&group) else { return };
-            if let Some(base) = effects.installed.clone() {
-                hosted.segments.reset(base);
+            if let Some(base) = effects.installed_base() {
+                hosted.segments.reset(base.clone());
                 hosted.held = Some(Box::new(effects));
                 hosted.moving_base = None;
                 let reset = hosted.begin_reset(group);
@@ -160,7 +160,7 @@ impl Process {
             let first = write.entries.first().map_or(0, |entry| entry.index);
             let state = write.hard_state.map(|state| format!(" {state:?}")).unwrap_or_default();
             let installed =
-                effects.installed.as_ref().map(|base| format!(" installs {}", base.index)).unwrap_or_default();
+                effects.installed_base().map(|base| format!(" installs {}", base.index)).unwrap_or_default();
             let role = if leads { "leader" } else { "follower" };
             format!(
                 "g{group} #{} {role} of term {term}: writes {first}..={last}{state}{installed}, applies to {applied}",
@@ -182,7 +182,7 @@ impl Process {
         if write.entries.iter().any(|entry| entry.entry_type() != EntryType::EntryNormal) {
             shared.moment(Trigger::ConfigurationAppended, self.node);
         }
-        if effects.installed.is_some() {
+        if effects.installed {
             shared.moment(Trigger::SnapshotInstall, self.node);
         }
     }
@@ -358,7 +358,7 @@ impl Process {
         hosted.unsynced_bases.push_back((self.round_number, base.index, start));
         self.awaiting_sync.entry(self.round_number).or_default().push(group);
         shared.event(self.node, "base", &[group.0, base.index.0], || format!("g{group} moves to {}", base.index));
-        self.round.push(GroupWrite { group, base: Some(base), ..GroupWrite::default() });
+        self.round.push(GroupWrite::of_base(group, base));
         shared.moment(Trigger::BaseMoved, self.node);
     }
 

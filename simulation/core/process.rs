@@ -336,12 +336,7 @@ impl Process {
             Err(error) => return self.fail(Failure::Segments(group, error)),
         };
         let hard_state = raft::eraftpb::HardState { term: base.term.0, vote: 0, commit: base.index.0 };
-        self.round.push(GroupWrite {
-            group,
-            hard_state: Some(hard_state),
-            base: Some(base.clone()),
-            ..GroupWrite::default()
-        });
+        self.round.push(GroupWrite { hard_state: Some(hard_state), ..GroupWrite::of_base(group, base.clone()) });
         let place = base.conf_state.voters.iter().position(|voter| *voter == id.0);
         let state = RecoveredGroup { base, hard_state, entries: Vec::new() };
         shared.moment(Trigger::GroupCreated, self.node);

@@ -127,7 +127,7 @@ impl ReplicaModel {
             return Err(("applied-gap", format!("effects {} follow {}", effects.number, self.number)));
         }
         self.number = effects.number;
-        let applied = if effects.installed.is_some() { 0 } else { self.applied };
+        let applied = if effects.installed { 0 } else { self.applied };
         if !written.entries.is_empty() && written.first <= applied {
             return Err((
                 "committed-changed",
@@ -315,7 +315,7 @@ impl GroupModel {
             let what = format!("replica is in term {term}; it wrote {}", model.live.hard_state.term);
             return Err(("promise-regressed", what));
         }
-        if let Some(base) = &effects.installed {
+        if let Some(base) = effects.installed_base() {
             self.agrees(base, model.id)?;
             model.applied = base.index.0;
         }

@@ -182,7 +182,7 @@ impl Watch for Aims {
                 if *leads && write.entries.iter().any(first) {
                     self.happened(machine, Trigger::FirstEntryOfTerm);
                 }
-                if effects.installed.is_some() {
+                if effects.installed {
                     self.happened(machine, Trigger::SnapshotInstall);
                 }
             }

@@ -17,7 +17,7 @@ pub type Token = u64;
 /// One turn's wishes. In this order:
 ///
 /// 1. `send_now` may leave at once.
-/// 2. `installed`: the segments start anew from this base, durably, before `write` is submitted.
+/// 2. `installed`: the segments start anew from the base in `write`, durably, before that is submitted.
 /// 3. `frames` go into the segments (in memory), `write` into the next journal round.
 /// 4. Once the write is durable, *and* so are the writes of all effects numbered lower, `send_after_sync` leaves and
 ///    [`persisted`](super::replica::Replica::persisted) is called with `number`. An empty write has nothing of its own to wait for, but still waits for the lower ones.
@@ -34,8 +34,8 @@ pub struct Effects {
     pub send_after_sync: Vec<Message>,
     /// Entries applied in this turn, for the segments.
     pub frames: Vec<Frame>,
-    /// A snapshot was installed. The same base stands in `write`; `frames` is empty.
-    pub installed: Option<Base>,
+    /// A snapshot was installed: its base stands in `write`; `frames` is empty.
+    pub installed: bool,
     /// Outcomes for those who wait.
     pub answers: Vec<(Token, Answer)>,
     /// What Raft needs out of the segments.
@@ -46,6 +46,14 @@ pub struct Effects {
     /// and vote, until the leader's status says that the change is settled and the catalog has dropped it: until then the
     /// group may need its vote (see [`ReplicaStatus::settled`](super::status::ReplicaStatus::settled)).
     pub left: bool,
+}
+
+impl Effects {
+    /// The base of the snapshot that was installed, if one was.
+    #[must_use]
+    pub fn installed_base(&self) -> Option<&Base> {
+        self.write.base.as_deref().filter(|_| self.installed)
+    }
 }
 
 /// Something to be read from the segments, for a follower that is far behind.

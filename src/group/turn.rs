@@ -194,7 +194,7 @@ impl<S: StateMachine> Replica<S> {
         }
         effects.write.entries = ready.take_entries();
         self.raw_node.mut_store().hold(&effects.write.entries);
-        if !effects.write.entries.is_empty() || effects.installed.is_some() {
+        if !effects.write.entries.is_empty() || effects.installed {
             self.unsynced_log = Some(effects.number);
         }
         let mut hard_state = self.raw_node.raft.hard_state();
@@ -241,8 +241,8 @@ impl<S: StateMachine> Replica<S> {
         self.proposals.covered(base.index, self.leader_id(), &mut self.answers);
         self.applied = crate::journal::base::Base { state: Bytes::new(), ..base.clone() };
         self.view_changed = true;
-        effects.write.base = Some(base.clone());
-        effects.installed = Some(base);
+        effects.write.base = Some(Box::new(base));
+        effects.installed = true;
     }
 
     /// Votes and append responses promise durability, so they wait for the sync; a leader's own appends may overlap its disk write

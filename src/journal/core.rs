@@ -211,14 +211,14 @@ impl Journal {
                 continue;
             };
             if base.state.len() <= self.options.base_inline_bytes_max {
-                bases.push(Some(StoredBase { base: base.clone(), file: None }));
+                bases.push(Some(StoredBase { base: (**base).clone(), file: None }));
                 continue;
             }
             reached!("state of a base put into a file of its own");
             let id = self.states.take_id();
             let file = write_state(&*self.disk, &self.dir, id, write.group, &base.state).await?;
             named = true;
-            bases.push(Some(StoredBase { base: Base { state: Bytes::new(), ..base.clone() }, file: Some(file) }));
+            bases.push(Some(StoredBase { base: Base { state: Bytes::new(), ..(**base).clone() }, file: Some(file) }));
         }
         if named {
             self.disk.sync_dir(&self.dir).await.map_err(JournalError::io("sync", self.dir.clone()))?;

@@ -70,9 +70,17 @@ pub struct GroupWrite {
     pub entries: Vec<Entry>,
     /// Moves the base: entries at or below it are forgotten, and all of them if it lies beyond the last one or
     /// contradicts the term of the one it covers (a snapshot was installed). A group's first write must carry one.
-    pub base: Option<Base>,
+    pub base: Option<Box<Base>>,
     /// The group is gone for good. Nothing may be written to it any more.
     pub removed: bool,
+}
+
+impl GroupWrite {
+    /// One that moves the group's base, or founds the group.
+    #[must_use]
+    pub fn of_base(group: GroupId, base: Base) -> GroupWrite {
+        GroupWrite { group, base: Some(Box::new(base)), ..GroupWrite::default() }
+    }
 }
 
 /// How a journal uses its files.

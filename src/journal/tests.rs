@@ -56,7 +56,7 @@ fn entry(index: u64, data: impl Into<Bytes>) -> Entry {
 }
 
 fn first_write(group: u64) -> GroupWrite {
-    GroupWrite { group: GroupId(group), base: Some(base(1)), ..GroupWrite::default() }
+    GroupWrite::of_base(GroupId(group), base(1))
 }
 
 fn append(group: u64, index: u64, data: impl Into<Bytes>) -> GroupWrite {
@@ -91,7 +91,7 @@ fn a_suffix_is_overwritten_a_base_forgets_and_a_removed_group_stays_removed() {
     let entries = (2..10).map(|index| entry(index, "first")).collect();
     now(journal.write_round(vec![GroupWrite { entries, ..first_write(1) }, first_write(2)])).expect("written");
     now(journal.write_round(vec![append(1, 6, "second")])).expect("written");
-    let forward = GroupWrite { group: GroupId(1), base: Some(base(4)), ..GroupWrite::default() };
+    let forward = GroupWrite::of_base(GroupId(1), base(4));
     let gone = GroupWrite { group: GroupId(2), removed: true, ..GroupWrite::default() };
     now(journal.write_round(vec![forward, gone])).expect("written");
     let (mut journal, recovered) = open(&disk.restart());
@@ -108,7 +108,7 @@ fn an_installed_snapshot_voids_entries_that_contradict_it() {
     let entries = (2..10).map(|index| entry(index, "old")).collect();
     now(journal.write_round(vec![GroupWrite { entries, ..first_write(1) }])).expect("written");
     let other_term = Base { term: Term(2), ..base(5) };
-    let install = GroupWrite { group: GroupId(1), base: Some(other_term.clone()), ..GroupWrite::default() };
+    let install = GroupWrite::of_base(GroupId(1), other_term.clone());
     now(journal.write_round(vec![install])).expect("written");
     let (_, recovered) = open(&disk.restart());
     assert_eq!(recovered.groups[&GroupId(1)].base, other_term);
@@ -120,10 +120,10 @@ fn files_roll_restate_and_are_recycled_so_that_the_directory_stays_small() {
     let disk = SimDisk::new();
     let mut journal = create(&disk);
     let large = Base { state: Bytes::from(vec![3; 3_000]), ..base(1) };
-    let with_file = GroupWrite { base: Some(large.clone()), ..first_write(2) };
+    let with_file = GroupWrite::of_base(GroupId(2), large.clone());
     now(journal.write_round(vec![first_write(1), with_file])).expect("written");
     for index in 2..2_000 {
-        let forward = (index > 5).then(|| base(index - 4));
+        let forward = (index > 5).then(|| Box::new(base(index - 4)));
         let write = GroupWrite { base: forward, ..append(1, index, vec![index as u8; 700]) };
         now(journal.write_round(vec![write])).expect("written");
     }
@@ -231,7 +231,7 @@ fn a_full_disk_delays_the_next_file_and_recycling_goes_on() {
     disk.set_capacity(Some(300 << 10));
     now(journal.write_round(vec![first_write(1)])).expect("written");
     for index in 2..3_000 {
-        let forward = (index > 5).then(|| base(index - 4));
+        let forward = (index > 5).then(|| Box::new(base(index - 4)));
         let write = GroupWrite { base: forward, ..append(1, index, vec![index as u8; 700]) };
         now(journal.write_round(vec![write])).expect("written");
     }
@@ -325,7 +325,7 @@ fn bases_are_wanted_from_the_largest_groups_and_the_cap_is_reported_once_each_wa
     let (_, over_cap) = journal.wanted_bases().expect("the cap is passed");
     assert!(over_cap);
     assert_eq!(journal.wanted_bases(), None);
-    let forward = GroupWrite { group: GroupId(2), base: Some(base(5)), ..GroupWrite::default() };
+    let forward = GroupWrite::of_base(GroupId(2), base(5));
     now(journal.write_round(vec![forward])).expect("written");
     assert_eq!(journal.wanted_bases().map(|(_, over_cap)| over_cap), Some(false));
     assert_eq!(journal.pressure().groups.first().map(|(group, _)| *group), Some(GroupId(1)));

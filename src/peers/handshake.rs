@@ -266,11 +266,11 @@ mod tests {
     fn a_message_must_come_from_the_node_that_shook_hands_and_be_for_us() {
         let message = |from: u32, to: u32| wire::GroupMessage {
             group: 4,
-            message: Some(eraftpb::Message {
+            message: Some(Box::new(eraftpb::Message {
                 from: ReplicaId::founding(NodeId(from)).0,
                 to: ReplicaId::founding(NodeId(to)).0,
                 ..Default::default()
-            }),
+            })),
         };
         let check = |messages: &[_]| misattributed(NodeId(1), NodeId(2), messages);
         assert_eq!(check(&[message(2, 1), message(2, 1)]), None);

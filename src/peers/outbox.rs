@@ -174,7 +174,9 @@ mod tests {
 
     fn turn(groups: &[u64], payload: usize) -> Queued {
         let message = eraftpb::Message { context: vec![7u8; payload].into(), ..Default::default() };
-        Queued::new(groups.iter().map(|&group| GroupMessage { group, message: Some(message.clone()) }).collect())
+        Queued::new(
+            groups.iter().map(|&group| GroupMessage { group, message: Some(Box::new(message.clone())) }).collect(),
+        )
     }
 
     fn groups(batch: &Queued) -> Vec<u64> {

@@ -39,7 +39,7 @@ impl Durable {
         if let Some(base) = write.base {
             let beyond = base.index.0 > self.last();
             self.entries.retain(|entry| !beyond && entry.index > base.index.0);
-            self.base = base;
+            self.base = *base;
         }
         if let Some(first) = write.entries.first() {
             assert!(first.index > self.base.index.0 && first.index <= self.last() + 1, "a gap in the journal");
@@ -234,17 +234,17 @@ impl Cluster {
         self.show_role(number);
     }
 
-    fn perform(&mut self, number: u64, effects: Effects) {
-        for message in effects.send_now {
+    fn perform(&mut self, number: u64, mut effects: Effects) {
+        for message in std::mem::take(&mut effects.send_now) {
             self.leave(number, message);
         }
         let node = self.nodes.get_mut(&number).expect("a node of the cluster");
         let mut replaced = None;
-        if let Some(base) = effects.installed {
+        if let Some(base) = effects.installed_base() {
             self.told.push(format!("{number} installs a snapshot {}/{}", base.index, base.term));
             self.checks.installed(number, base.index, base.chain, base.term.0);
             replaced = Some(std::mem::take(&mut node.segments));
-            node.segments.bases.push(base);
+            node.segments.bases.push(base.clone());
         }
         self.checks.held(number, &effects.write.entries);
         let write = effects.write;
@@ -381,7 +381,7 @@ impl Cluster {
         let node = self.nodes.get_mut(&number).expect("a node of the cluster");
         let base = node.replica.as_ref().expect("the node is up").base();
         node.segments.bases.push(base.clone());
-        node.durable.write(GroupWrite { base: Some(base.clone()), ..GroupWrite::default() });
+        node.durable.write(GroupWrite::of_base(GroupId::default(), base.clone()));
         self.told.push(format!("{number} has its base at {}/{}", base.index, base.term));
     }
 

@@ -203,7 +203,7 @@ impl<S: StateMachine> Driver<S> {
         if self.retired || self.handing_over.is_some() {
             hosted.replica.set_may_lead(false);
         }
-        self.groups.insert(group, hosted);
+        self.groups.insert(group, Box::new(hosted));
         self.dirty.insert(group);
         Ok(())
     }
@@ -244,12 +244,7 @@ impl<S: StateMachine> Driver<S> {
         };
         let hard_state = HardState { term: base.term.0, vote: 0, commit: base.index.0 };
         // Base and hard state share a round: a group whose hard state is lost at creation could vote twice in a term.
-        self.round.push(GroupWrite {
-            group,
-            hard_state: Some(hard_state),
-            base: Some(base.clone()),
-            ..GroupWrite::default()
-        });
+        self.round.push(GroupWrite { hard_state: Some(hard_state), ..GroupWrite::of_base(group, base.clone()) });
         // Its place among the founders: the first one campaigns at once, so that a new group is led at once.
         let place = base.conf_state.voters.iter().position(|voter| *voter == id.0);
         let state = RecoveredGroup { base, hard_state, entries: Vec::new() };
@@ -302,8 +297,8 @@ impl<S: StateMachine> Driver<S> {
                     digest: &|| hosted.replica.machine().digest(),
                 },
             );
-            if let Some(base) = effects.installed.clone() {
-                hosted.segments.reset(base);
+            if let Some(base) = effects.installed_base() {
+                hosted.segments.reset(base.clone());
                 hosted.held = Some(Box::new(effects));
                 hosted.moving_base = None;
                 hosted.begin_reset(group, &self.jobs);
@@ -359,6 +354,7 @@ impl<S: StateMachine> Driver<S> {
     /// All rounds through `through` are durable.
     pub(super) fn group_synced(&mut self, group: GroupId, through: u64) {
         self.release(group, Some(through));
+        self.dirty.insert(group);
         let Some(hosted) = self.groups.get_mut(&group) else { return };
         while let Some((_, index, start)) = hosted.unsynced_bases.pop_front_if(|(round, ..)| *round <= through) {
             hosted.segments.base_moved(index);
@@ -385,7 +381,6 @@ impl<S: StateMachine> Driver<S> {
                 post(&mut self.outboxes, group, message);
             }
             hosted.replica.persisted(pending.number);
-            self.dirty.insert(group);
         }
     }
 
@@ -458,7 +453,7 @@ impl<S: StateMachine> Driver<S> {
         let start = hosted.moving_start;
         hosted.unsynced_bases.push_back((self.round_number, base.index, start));
         self.awaiting_sync.entry(self.round_number).or_default().push(group);
-        self.round.push(GroupWrite { group, base: Some(base), ..GroupWrite::default() });
+        self.round.push(GroupWrite::of_base(group, base));
     }
 
     /// A job of a group or of the node came back.
@@ -591,5 +586,5 @@ fn is_empty(write: &GroupWrite) -> bool {
 /// Puts a message into the outbox of the node that hosts its receiver.
 fn post(outboxes: &mut BTreeMap<NodeId, Vec<GroupMessage>>, group: GroupId, message: Message) {
     let node = ReplicaId(message.to).node();
-    outboxes.entry(node).or_default().push(GroupMessage { group: group.0, message: Some(message) });
+    outboxes.entry(node).or_default().push(GroupMessage { group: group.0, message: Some(Box::new(message)) });
 }

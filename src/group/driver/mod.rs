@@ -141,7 +141,8 @@ pub struct Driver<S: StateMachine> {
     peers: Peers,
     journal: JournalHandle,
     queues: Queues<S::View>,
-    groups: BTreeMap<GroupId, Hosted<S>>,
+    /// Boxed, so that the map is small: each turn looks many of a thousand groups up, several times.
+    groups: BTreeMap<GroupId, Box<Hosted<S>>>,
     /// Groups being opened; one that is removed meanwhile leaves the set.
     opening: BTreeSet<GroupId>,
     /// Groups that something happened to in this turn.
@@ -421,7 +422,7 @@ impl<S: StateMachine> Driver<S> {
             sleep::take_sleep(&mut message); // nobody would wake this replica if that node were gone
         }
         self.options.tell(group, Observed::Received { from, message: &message });
-        if let Err(refusal) = hosted.replica.step(message) {
+        if let Err(refusal) = hosted.replica.step(*message) {
             warn!(self.log, "message refused"; "from" => %from, "group" => %group, "reason" => %refusal);
         }
         self.dirty.insert(group);
