@@ -473,9 +473,10 @@ impl World {
             at.rotted = true;
             at.rots += 1;
             at.rotted_at = self.shared.now;
-            at.rotted_unmarked = !at.was_marked && path.starts_with(super::disk::JOURNAL_DIR);
-            let unmarked = at.rotted_unmarked;
-            if unmarked {
+            // Of two that rot while a node is down, one may be what proves the other's end.
+            let unproven = !at.was_marked || at.rots > 1;
+            at.rotted_unmarked |= unproven && path.starts_with(super::disk::JOURNAL_DIR);
+            if at.rotted_unmarked {
                 self.shared.rules.node_down(node, crate::rules::Down::Damaged);
             }
             self.struck(class);

@@ -236,9 +236,11 @@ impl Machine {
     /// A file of this machine, which is down, was damaged. Where the end of a journal is not on record as synced, rot can be taken for a
     /// torn write: what a start finds then is not compared.
     pub fn rotted(&self, path: &Path) {
-        let is_journal =
-            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("journal-"));
-        if is_journal && !self.state().marked {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name == "marks" {
+            self.state().marked = false;
+        }
+        if name.starts_with("journal-") && !self.state().marked {
             self.stage.hit("rot.unmarked");
             self.stage.node_down(self.id, Down::Damaged);
         }

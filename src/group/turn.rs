@@ -73,9 +73,11 @@ impl<S: StateMachine> Replica<S> {
         let last = raft.raft_log.last_index();
         let is_heard = |id: ReplicaId| id == self.options.id || self.is_heard(id);
         let lag_of = |id: ReplicaId| {
-            let follows = |progress: &&raft::Progress| is_heard(id) && progress.state == ProgressState::Replicate;
-            let progress = raft.prs().get(id.0).filter(follows)?;
-            Some(last - progress.matched.min(last))
+            let progress = raft.prs().get(id.0).filter(|_| is_heard(id))?;
+            // Raft leaves a member alone that could not be reached for a moment and has all there is: it goes on being probed until something is
+            // appended, which may take for ever.
+            let follows = progress.state == ProgressState::Replicate || progress.matched == last;
+            follows.then(|| last - progress.matched.min(last))
         };
         let situation = Situation {
             conf: &self.applied.conf_state,
@@ -145,7 +147,10 @@ impl<S: StateMachine> Replica<S> {
         let entry = Entry { entry_type: kind.into(), data, ..Entry::default() };
         let mut message = Message { from: self.options.id.0, entries: vec![entry], ..Message::default() };
         message.set_msg_type(MessageType::MsgPropose);
+        let pending = self.raw_node.raft.pending_conf_index;
         if self.raw_node.raft.step(message).is_err() {
+            // Raft 0.7 takes a change for pending before it finds that there is no room for it, until something else is appended.
+            self.raw_node.raft.pending_conf_index = pending;
             let bytes = self.raw_node.raft.uncommitted_size() as u64;
             let limit = self.options.uncommitted_bytes_max;
             return Err(self.refuse_leading().unwrap_or(ProposeError::UncommittedFull { bytes, limit }));
