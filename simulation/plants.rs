@@ -390,6 +390,12 @@ pub const PLANTS: &[Plant] = &[
     },
     // The node
     Plant {
+        name: "sync-of-another-loop-taken-for-own",
+        what: "a round that carries what several loops of a node submitted is reported to each of them with the highest number of all",
+        incident: "ours to get wrong: numbers of several writers over one log",
+        worlds: WHOLE,
+    },
+    Plant {
         name: "segments-dropped-before-base-moved",
         what: "files are trimmed by a log start that no durable base holds yet: after a crash they are missing",
         incident: "the order that Kafka's log-start-offset checkpoint has to keep (KIP-107)",

@@ -190,6 +190,7 @@ impl Machine {
             seed,
             observer: Some(self.observer(life, watch.clone())),
             sizes: self.options.sizes,
+            loops: self.options.loops,
         };
         let (machine, config) = (self.clone(), self.config.clone());
         let log = super::log::logger(&self.stage, self.id);

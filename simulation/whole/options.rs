@@ -30,6 +30,8 @@ pub struct Options {
     pub sync_delay: RangeInclusive<Duration>,
     pub segment_bytes: u64,
     pub sizes: Sizes,
+    /// Among how many loops a node's groups are divided.
+    pub loops: usize,
     /// Largest record, in bytes.
     pub record_bytes_max: usize,
     /// Classes that are on.
@@ -69,6 +71,7 @@ impl Options {
             faults: FaultSet(faults),
             fault_gap_ms: rng.gen_range(900..=1_700),
             think_ms: rng.gen_range(500..=1_200),
+            loops: pick(&mut rng, &[1, 1, 2, 3]),
             over_budget: request.over_budget,
         }
     }
@@ -132,7 +135,7 @@ impl fmt::Display for Options {
             f,
             "nodes={nodes} topics={topics:?} tick_ms={tick_ms} election_ticks={election_ticks} latency={latency:?} \
              write={write_delay:?} sync={sync_delay:?} segment={} journal={}/{} base_move={} inline={} cache={} \
-             record={} gap_ms={} think_ms={} faults={}",
+             record={} gap_ms={} think_ms={} loops={} faults={}",
             self.segment_bytes,
             journal.first_file_bytes,
             journal.file_bytes,
@@ -142,6 +145,7 @@ impl fmt::Display for Options {
             self.record_bytes_max,
             self.fault_gap_ms,
             self.think_ms,
+            self.loops,
             self.faults
         )
     }

@@ -55,6 +55,7 @@ pub(super) async fn run(args: StartArgs) -> Result<(), Failure> {
         seed: rand::random(),
         observer: None,
         sizes: Sizes::default(),
+        loops: super::loops(),
     };
     let place = (config.node_id, config.data_dir.display().to_string());
     crate::node::run(config, world, logger, shutdown).await.map_err(|error| {

@@ -49,7 +49,7 @@ pub use self::core::{IdleProgress, Journal};
 pub use error::{Corruption, JournalError};
 pub use files::{FileEntry, Identity, JournalIdentity};
 pub use groups::Pressure;
-pub use task::{spawn, JournalHandle, JournalReport};
+pub use task::{spawn, JournalEnds, JournalHandle, JournalReport};
 
 use crate::ids::GroupId;
 use crate::limits;

@@ -5,6 +5,9 @@
 //! that all is synced and catches up on preparations, then it sleeps until something comes; it never wakes up by
 //! itself.
 //!
+//! Several loops of a driver may share it: each has a handle with numbers and reports of its own, and what they submit shares
+//! rounds.
+//!
 //! The queues are unbounded on purpose: the driver submits one round at a time and bounds what it has in flight by
 //! bytes (`WantBases { over_cap }` tells it to hold appends back), so a bound here could only be reached by a bug, and
 //! a writer that blocks would stall votes and heartbeats. When the handle is dropped, the task writes what is queued,
@@ -14,7 +17,9 @@ use super::core::{IdleProgress, Journal};
 use super::error::JournalError;
 use super::GroupWrite;
 use crate::ids::GroupId;
+use crate::planted;
 use slog::{error, Logger};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,6 +27,8 @@ use tokio::sync::{mpsc, oneshot};
 const IDLE_AFTER: Duration = Duration::from_millis(20);
 
 struct Submission {
+    /// Which of the handles it came by.
+    by: usize,
     number: u64,
     writes: Vec<GroupWrite>,
 }
@@ -32,9 +39,10 @@ enum Order {
     Close(oneshot::Sender<()>),
 }
 
-/// Submits rounds to the journal's task.
+/// Submits rounds to the journal's task. Each handle numbers its own, and has its own reports.
 #[derive(Clone)]
 pub struct JournalHandle {
+    me: usize,
     orders: mpsc::UnboundedSender<Order>,
 }
 
@@ -42,7 +50,7 @@ impl JournalHandle {
     /// Queues a round; never waits. Numbers ascend. If the task has stopped the round is dropped: the failure was
     /// reported.
     pub fn submit(&self, number: u64, writes: Vec<GroupWrite>) {
-        let _ = self.orders.send(Order::Round(Submission { number, writes }));
+        let _ = self.orders.send(Order::Round(Submission { by: self.me, number, writes }));
     }
 
     /// For a clean stop: waits until what was submitted is written, and recorded as synced, or that has failed. What is
@@ -56,14 +64,14 @@ impl JournalHandle {
 }
 
 /// What the task reports. A channel that closes without `Failed`, while the handle lives, is a failure too.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum JournalReport {
-    /// All submissions up to this number are durable.
+    /// All submissions of this handle up to this number are durable.
     Synced {
         /// The highest of them.
         through: u64,
     },
-    /// These groups hold much that a new base would let the journal forget. Sent when there is something new to say:
+    /// These groups hold much that a new base would let the journal forget. Sent to all when there is something new to say:
     /// what was asked for stands until the group's base has moved.
     WantBases {
         /// Whom to ask, now.
@@ -71,29 +79,57 @@ pub enum JournalReport {
         /// The cap is passed: appends must wait until a report says that it no longer is.
         over_cap: bool,
     },
-    /// The journal has stopped; the node must, too. What was submitted and not reported as synced *may have happened*.
-    Failed(JournalError),
+    /// The journal has stopped; the node must, too. What was submitted and not reported as synced *may have happened*. Sent to all.
+    Failed(Arc<JournalError>),
 }
 
-/// Starts the task that writes rounds.
-pub fn spawn(journal: Journal, log: Logger) -> (JournalHandle, mpsc::UnboundedReceiver<JournalReport>) {
+/// A handle, and where its reports come.
+pub type JournalEnds = (JournalHandle, mpsc::UnboundedReceiver<JournalReport>);
+
+/// Starts the task that writes rounds, with so many handles on it.
+#[must_use]
+pub fn spawn(journal: Journal, handles: usize, log: Logger) -> Vec<JournalEnds> {
     let (orders, queue) = mpsc::unbounded_channel();
-    let (reports, reported) = mpsc::unbounded_channel();
-    let writer = Writer { journal, queue, reports };
+    let (reports, reported): (Vec<_>, Vec<_>) = (0..handles).map(|_| mpsc::unbounded_channel()).unzip();
+    let writer = Writer { journal, queue, reports: Reports(reports) };
     tokio::spawn(async move {
         let reports = writer.reports.clone();
         if let Err(failure) = writer.run().await {
             error!(log, "the journal has stopped"; "error" => %failure);
-            let _ = reports.send(JournalReport::Failed(failure));
+            reports.to_all(&JournalReport::Failed(Arc::new(failure)));
         }
     });
-    (JournalHandle { orders }, reported)
+    let handle = |me| JournalHandle { me, orders: orders.clone() };
+    reported.into_iter().enumerate().map(|(me, reported)| (handle(me), reported)).collect()
+}
+
+/// Where the reports of each handle go.
+#[derive(Clone)]
+struct Reports(Vec<mpsc::UnboundedSender<JournalReport>>);
+
+impl Reports {
+    fn to_all(&self, report: &JournalReport) {
+        for reports in &self.0 {
+            let _ = reports.send(report.clone());
+        }
+    }
+
+    /// Tells each handle through which of its own submissions all is durable.
+    fn synced(&self, through: &[Option<u64>]) {
+        let highest = through.iter().copied().max().flatten();
+        for (reports, through) in self.0.iter().zip(through) {
+            let taken_for_own = planted!("sync-of-another-loop-taken-for-own");
+            if let Some(through) = if taken_for_own { highest } else { *through } {
+                let _ = reports.send(JournalReport::Synced { through });
+            }
+        }
+    }
 }
 
 struct Writer {
     journal: Journal,
     queue: mpsc::UnboundedReceiver<Order>,
-    reports: mpsc::UnboundedSender<JournalReport>,
+    reports: Reports,
 }
 
 impl Writer {
@@ -118,12 +154,14 @@ impl Writer {
 
     /// Writes everything that is queued, as one round. Gives who asked meanwhile for the journal to be closed.
     async fn write(&mut self, first: Submission) -> Result<Option<oneshot::Sender<()>>, JournalError> {
-        let Submission { number: mut through, mut writes } = first;
+        let Submission { by, number, mut writes } = first;
+        let mut through = vec![None; self.reports.0.len()];
+        through[by] = Some(number);
         let mut closing = None;
         while let Ok(next) = self.queue.try_recv() {
             match next {
                 Order::Round(next) => {
-                    through = next.number;
+                    through[next.by] = Some(next.number);
                     writes.extend(next.writes);
                 }
                 Order::Close(closed) => {
@@ -135,9 +173,9 @@ impl Writer {
         if !writes.is_empty() {
             self.journal.write_round(writes).await?;
         }
-        let _ = self.reports.send(JournalReport::Synced { through });
+        self.reports.synced(&through);
         if let Some((groups, over_cap)) = self.journal.wanted_bases() {
-            let _ = self.reports.send(JournalReport::WantBases { groups, over_cap });
+            self.reports.to_all(&JournalReport::WantBases { groups, over_cap });
         }
         Ok(closing)
     }

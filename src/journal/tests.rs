@@ -337,7 +337,7 @@ async fn the_task_merges_what_waits_and_reports_in_order_on_a_real_disk() {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::new().expect("threads"));
     disk.remove_dir_all(&dir).await.expect("removed");
     let journal = Journal::create(disk.clone(), dir.clone(), SMALL, owner()).await.expect("created");
-    let (handle, mut reports) = spawn(journal, silent_logger());
+    let Ok([(handle, mut reports)]) = <[_; 1]>::try_from(spawn(journal, 1, silent_logger())) else { panic!() };
     handle.submit(1, vec![first_write(1)]);
     for number in 2..=300 {
         handle.submit(number, vec![append(1, number, vec![number as u8; 600])]);
@@ -361,12 +361,48 @@ async fn the_task_merges_what_waits_and_reports_in_order_on_a_real_disk() {
 }
 
 #[tokio::test]
+async fn each_handle_is_told_of_its_own_numbers_and_what_all_submit_is_in_the_journal() {
+    let dir = std::env::temp_dir().join(format!("balsa-journal-handles-{}", std::process::id()));
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new().expect("threads"));
+    disk.remove_dir_all(&dir).await.expect("removed");
+    let journal = Journal::create(disk.clone(), dir.clone(), SMALL, owner()).await.expect("created");
+    let (mut handles, mut reports): (Vec<_>, Vec<_>) = spawn(journal, 3, silent_logger()).into_iter().unzip();
+    let silent = handles.pop();
+    // The first one's numbers run far ahead of the second one's.
+    handles[0].submit(1_000, vec![first_write(1)]);
+    handles[1].submit(1, vec![first_write(2)]);
+    for step in 2..=40 {
+        handles[0].submit(1_000 + step, vec![append(1, step, vec![1; 600])]);
+        if step <= 20 {
+            handles[1].submit(step, vec![append(2, step, vec![2; 600])]);
+        }
+    }
+    drop((handles, silent));
+    let mut last = Vec::new();
+    for reports in &mut reports {
+        let mut synced = None;
+        while let Some(report) = reports.recv().await {
+            if let JournalReport::Synced { through } = report {
+                assert!(Some(through) > synced);
+                synced = Some(through);
+            }
+        }
+        last.push(synced);
+    }
+    assert_eq!(last, [Some(1_040), Some(20), None]);
+    let (_, recovered) = Journal::open(disk.clone(), dir.clone(), SMALL).await.expect("opened");
+    let count = |group| recovered.groups[&GroupId(group)].entries.len();
+    assert_eq!((count(1), count(2)), (39, 19));
+    disk.remove_dir_all(&dir).await.expect("removed");
+}
+
+#[tokio::test]
 async fn a_journal_that_is_closed_has_all_of_it_on_record_as_synced_and_writes_nothing_more() {
     let dir = std::env::temp_dir().join(format!("balsa-journal-closed-{}", std::process::id()));
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::new().expect("threads"));
     disk.remove_dir_all(&dir).await.expect("removed");
     let journal = Journal::create(disk.clone(), dir.clone(), SMALL, owner()).await.expect("created");
-    let (handle, mut reports) = spawn(journal, silent_logger());
+    let Ok([(handle, mut reports)]) = <[_; 1]>::try_from(spawn(journal, 1, silent_logger())) else { panic!() };
     handle.submit(1, vec![first_write(1)]);
     handle.submit(2, vec![append(1, 2, vec![2; 600])]);
     handle.close().await;

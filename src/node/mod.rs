@@ -13,13 +13,13 @@ mod steward;
 use crate::api::Doors;
 use crate::clock::Clock;
 use crate::disk::Disk;
-use crate::group::driver::{self, Connections, DriverError, DriverHandle, DriverOptions};
+use crate::group::driver::{self, Connections, DriverError, DriverHandle, DriverOptions, LoopConnections};
 use crate::group::observe::Observer;
 use crate::ids::{GroupId, Incarnation, NodeId, ReplicaId};
 use crate::journal::{self, Journal, JournalError, JournalIdentity, JournalOptions, Recovered};
 use crate::limits::{JOURNAL_FILE_BYTES, SEGMENT_INDEX_STRIDE_BYTES, TAIL_CACHE_BYTES};
 use crate::metadata::{Bootstrap, Machine, NodeRegistration};
-use crate::peers::{BindError, Door, Identity, PeerAddress, Peers, PeersOptions};
+use crate::peers::{BindError, Door, Events, Identity, PeerAddress, Peers, PeersOptions};
 use crate::router::Router;
 use crate::segments::SegmentsOptions;
 use crate::watch;
@@ -59,6 +59,8 @@ pub struct World {
     pub observer: Option<Observer>,
     /// How large its files and caches get.
     pub sizes: Sizes,
+    /// Among how many loops its groups are divided; at least one. More than one is of use where there are cores for them.
+    pub loops: usize,
 }
 
 /// How large a node lets its files and caches get, where nobody needs a choice. The simulator takes small ones, so that a short
@@ -112,7 +114,8 @@ impl NodeError {
     pub fn is_corruption(&self) -> bool {
         match self {
             NodeError::Identity(error) => error.is_damage(),
-            NodeError::Journal(error) | NodeError::Driver(DriverError::Journal(error)) => error.is_corruption(),
+            NodeError::Journal(error) => error.is_corruption(),
+            NodeError::Driver(DriverError::Journal(error)) => error.is_corruption(),
             NodeError::Driver(DriverError::Segments { source, .. }) => source.is_corruption(),
             NodeError::Driver(DriverError::Recovery { .. }) => true,
             NodeError::Driver(_) | NodeError::Bind(_) | NodeError::Serve(_) | NodeError::Founding(_) => false,
@@ -158,22 +161,21 @@ pub async fn run(
         incarnation: dir.incarnation(),
         boot: random.next_u64(),
     };
-    let (events, peer_events) = mpsc::channel(PEER_EVENTS_QUEUED_MAX);
+    let (events, peer_events): (Vec<_>, Vec<_>) =
+        (0..world.loops.max(1)).map(|_| mpsc::channel(PEER_EVENTS_QUEUED_MAX)).unzip();
+    let events = Events::new(events, driver::loop_of);
     let options = PeersOptions { me, peers: founders(&genesis), seed: random.next_u64(), log: log.clone() };
     let peers = Peers::start(peer_door, options, events);
-    let (journal, reports) = journal::spawn(journal, log.clone());
-    let closing = journal.clone();
+    let loops: Vec<LoopConnections> = journal::spawn(journal, peer_events.len(), log.clone())
+        .into_iter()
+        .zip(peer_events)
+        .map(|((journal, reports), peer_events)| LoopConnections { peer_events, journal, reports })
+        .collect();
+    let closing = loops[0].journal.clone();
     let (led, leads) = mpsc::unbounded_channel();
     let hosts_metadata = recovered.groups.contains_key(&GroupId::METADATA);
-    let connections = Connections {
-        disk: world.disk.clone(),
-        clock: world.clock.clone(),
-        peers: peers.clone(),
-        peer_events,
-        journal,
-        reports,
-        led,
-    };
+    let connections =
+        Connections { disk: world.disk.clone(), clock: world.clock.clone(), peers: peers.clone(), loops, led };
     let options = driver_options(&config, dir.path(), me.boot, random.next_u64(), &world);
     let (begun, count) = (Instant::now(), recovered.groups.len());
     let (driver, mut failed) = driver::start::<Machine>(options, connections, recovered, log.clone()).await?;
@@ -195,7 +197,7 @@ pub async fn run(
 
     let ended = tokio::select! {
         biased;
-        failure = &mut failed => Err(failure.map_or_else(|_| DriverError::Gone.into(), NodeError::from)),
+        failure = &mut failed => Err(failure.into()),
         failure = served.failed() => Err(failure.into()),
         () = &mut shutdown => Ok(()),
     };
@@ -205,7 +207,7 @@ pub async fn run(
         tokio::select! {
             biased;
             _ = driver.hand_over() => {}
-            failure = &mut failed => return Err(failure.map_or_else(|_| DriverError::Gone.into(), NodeError::from)),
+            failure = &mut failed => return Err(failure.into()),
         }
         stopping.send_replace(true);
         served.stop().await;
@@ -249,10 +251,8 @@ async fn host_metadata(
         let base = first_base(numbers(&members.voters), numbers(&members.learners), Machine::initial_metadata());
         let _ = driver.host(GroupId::METADATA, ReplicaId::founding(node), base).await;
     }
-    let mut directory = driver.directory();
     // The driver publishes a group once it is open; if it fails instead, the node ends through its own signal.
-    let present = directory.wait_for(|groups| groups.contains_key(&GroupId::METADATA)).await;
-    match present.ok().and_then(|groups| groups.get(&GroupId::METADATA).cloned()) {
+    match driver.view_once_hosted(GroupId::METADATA).await {
         Some(view) => view,
         None => std::future::pending().await,
     }

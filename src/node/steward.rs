@@ -105,7 +105,7 @@ impl Steward {
         if !peers.is_empty() {
             self.router.peers().set_peers(peers);
         }
-        let hosted: BTreeSet<GroupId> = self.router.driver().directory().borrow().keys().copied().collect();
+        let hosted = self.router.driver().hosted();
         for partition in catalog.partitions().filter(|partition| !hosted.contains(&partition.group)) {
             let Some(replica) = partition.members.replicas().find(|replica| replica.node() == me) else { continue };
             if replica != ReplicaId::founding(me) || !partition.founding.contains(&me) {

@@ -27,12 +27,12 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 mod backoff;
 mod directory;
 mod door;
+mod events;
 mod forward;
 mod forwarded;
 pub mod handshake;
@@ -42,6 +42,7 @@ mod link;
 mod outbox;
 
 pub use door::{BindError, Door};
+pub use events::{Events, PeerEvent};
 pub use forward::{ForwardError, NotSent};
 pub use forwarded::{Forwarded, Responder};
 pub use handshake::{HandshakeError, Identity};
@@ -83,31 +84,6 @@ pub struct PeersOptions {
     pub log: Logger,
 }
 
-/// What the peers have for the driver.
-#[derive(Debug)]
-pub enum PeerEvent {
-    /// Messages of one node, in the order in which it sent them.
-    Messages {
-        /// Who sent them: every message comes from one of its replicas and is for one of ours.
-        from: NodeId,
-        /// The messages.
-        messages: Vec<wire::GroupMessage>,
-        /// The sender's wall clock when it sent them.
-        clock: TimestampMs,
-        /// Free space of the sender's data directory.
-        free_bytes: u64,
-        /// Whether the sender's free space is below its reserve.
-        reserve_reached: bool,
-    },
-    /// Messages to this node go out now: for the first time, again after it was lost, or to a new life of its process.
-    Up(NodeId),
-    /// The connection broke and one immediate attempt to reconnect failed, or nothing was taken for a second. Once for
-    /// each `Up`. What was on its way is gone; until the next `Up` everything sent is dropped.
-    Lost(NodeId),
-    /// Commands that another node passes on, in the order in which they must be proposed.
-    Forwarded(Vec<Forwarded>),
-}
-
 /// How far messages to one peer got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PeerStatus {
@@ -146,7 +122,7 @@ struct Shared {
     seed: u64,
     log: Logger,
     directory: Directory,
-    events: mpsc::Sender<PeerEvent>,
+    events: Events,
     report: LocalReport,
     stage: watch::Receiver<Stage>,
     /// The last refusal that was logged, so that a stubborn stranger fills no log.
@@ -173,10 +149,10 @@ impl Peers {
     ///
     /// Must be called inside the runtime.
     #[must_use]
-    pub fn start(door: Door, options: PeersOptions, events: mpsc::Sender<PeerEvent>) -> Peers {
+    pub fn start(door: Door, options: PeersOptions, events: impl Into<Events>) -> Peers {
         let PeersOptions { me, peers, seed, log } = options;
         let (stage_sender, stage) = watch::channel(Stage::Running);
-        let (directory, report, last_refusal) = Default::default();
+        let (events, (directory, report, last_refusal)) = (events.into(), Default::default());
         let shared = Arc::new(Shared { me, seed, log, directory, events, report, stage, last_refusal });
         let started = Peers {
             shared: shared.clone(),

@@ -1,7 +1,8 @@
 //! What the rest of the node holds of the driver: commands go in, views come out.
 //!
-//! Refuses to know how anything is done. Appends have a queue of their own, so that they can wait (the journal is over its
-//! cap) while reads and everything else go on. Both queues are bounded; a full one makes the sender wait.
+//! Refuses to know how anything is done. Groups are divided among loops; whoever holds a handle need not know. Appends
+//! have a queue of their own, so that they can wait (the journal is over its cap) while reads and everything else go on.
+//! Both queues of a loop are bounded; a full one makes the sender wait.
 
 use crate::group::effects::{Answer, ProposeError};
 use crate::group::machine::StateMachine;
@@ -12,7 +13,7 @@ use crate::segments::verdict::Verdict;
 use crate::segments::{ReadBatch, SegmentsError};
 use crate::watch;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
@@ -267,64 +268,59 @@ pub struct Led {
     pub term: Term,
 }
 
+/// Which of so many loops owns the group.
+#[must_use]
+pub fn loop_of(group: GroupId, loops: usize) -> usize {
+    (group.0 % loops as u64) as usize
+}
+
 /// Cheap to clone; every part of the node that needs groups holds one.
 pub struct DriverHandle<S: StateMachine> {
-    pub(super) appends: mpsc::Sender<Append>,
-    pub(super) commands: mpsc::Sender<Command>,
-    pub(super) directory: watch::Receiver<Arc<Directory<S::View>>>,
+    loops: Arc<[LoopHandle<S>]>,
 }
 
 impl<S: StateMachine> Clone for DriverHandle<S> {
     fn clone(&self) -> Self {
-        DriverHandle {
-            appends: self.appends.clone(),
-            commands: self.commands.clone(),
-            directory: self.directory.clone(),
-        }
+        DriverHandle { loops: self.loops.clone() }
     }
 }
 
-/// The driver's ends of the queues.
+/// The way to one loop.
+pub(super) struct LoopHandle<S: StateMachine> {
+    appends: mpsc::Sender<Append>,
+    commands: mpsc::Sender<Command>,
+    directory: watch::Receiver<Arc<Directory<S::View>>>,
+}
+
+/// A loop's ends of the queues.
 pub(super) struct Queues<V> {
     pub appends: mpsc::Receiver<Append>,
     pub commands: mpsc::Receiver<Command>,
     pub directory: watch::Sender<Arc<Directory<V>>>,
 }
 
-/// A handle and the ends it leads to.
-pub(super) fn queues<S: StateMachine>() -> (DriverHandle<S>, Queues<S::View>) {
+/// The way to a loop, and the ends it leads to.
+pub(super) fn queues<S: StateMachine>() -> (LoopHandle<S>, Queues<S::View>) {
     let (appends, appends_end) = mpsc::channel(QUEUE_LEN);
     let (commands, commands_end) = mpsc::channel(QUEUE_LEN);
     let (directory_end, directory) = watch::channel(Arc::new(BTreeMap::new()));
     let ends = Queues { appends: appends_end, commands: commands_end, directory: directory_end };
-    (DriverHandle { appends, commands, directory }, ends)
+    (LoopHandle { appends, commands, directory }, ends)
 }
 
-impl<S: StateMachine> DriverHandle<S> {
-    /// Proposes a command and waits for its verdict.
-    ///
-    /// # Errors
-    /// See [`CommandError`], which says whether the command may have happened.
-    pub async fn propose(&self, group: GroupId, command: Bytes) -> Outcome {
-        let (reply, outcome) = oneshot::channel();
-        self.append(Append { group, command, waiter: Waiter::Once(reply) }).await?;
-        outcome.await.unwrap_or(Err(CommandError::ShuttingDown { handed_over: true }))
+impl<S: StateMachine> LoopHandle<S> {
+    async fn command(&self, command: Command) -> Result<(), CommandError> {
+        self.commands.send(command).await.map_err(|_| CommandError::ShuttingDown { handed_over: false })
     }
 
-    /// Hands an append over; its outcome goes to its waiter. Waits while the queue is full. Appends handed over one after
-    /// another are proposed in that order.
-    ///
-    /// # Errors
-    /// If the node is shutting down; the append did not happen.
-    pub async fn append(&self, append: Append) -> Result<(), CommandError> {
-        self.appends.send(append).await.map_err(|_| CommandError::ShuttingDown { handed_over: false })
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, CommandError> {
+        let (reply, answer) = oneshot::channel();
+        self.command(command(reply)).await?;
+        answer.await.map_err(|_| CommandError::ShuttingDown { handed_over: true })
     }
 
-    /// Hands several over, in their order, and empties `appends`. Waits while the queue is full.
-    ///
-    /// # Errors
-    /// If the node is shutting down; what is left in `appends` did not happen.
-    pub async fn append_all(&self, appends: &mut Vec<Append>) -> Result<(), CommandError> {
+    /// See [`DriverHandle::append_all`].
+    async fn append_all(&self, appends: &mut Vec<Append>) -> Result<(), CommandError> {
         while !appends.is_empty() {
             let count = appends.len().min(QUEUE_LEN);
             let places = self.appends.reserve_many(count).await;
@@ -335,17 +331,72 @@ impl<S: StateMachine> DriverHandle<S> {
         }
         Ok(())
     }
+}
+
+impl<S: StateMachine> DriverHandle<S> {
+    pub(super) fn new(loops: Vec<LoopHandle<S>>) -> DriverHandle<S> {
+        DriverHandle { loops: loops.into() }
+    }
+
+    fn of(&self, group: GroupId) -> &LoopHandle<S> {
+        &self.loops[loop_of(group, self.loops.len())]
+    }
+
+    /// Proposes a command and waits for its verdict.
+    ///
+    /// # Errors
+    /// See [`CommandError`], which says whether the command may have happened.
+    pub async fn propose(&self, group: GroupId, command: Bytes) -> Outcome {
+        let (reply, outcome) = oneshot::channel();
+        self.append(Append { group, command, waiter: Waiter::Once(reply) }).await?;
+        outcome.await.unwrap_or(Err(CommandError::ShuttingDown { handed_over: true }))
+    }
+
+    /// Hands an append over; its outcome goes to its waiter. Waits while the queue is full. Appends to a group are proposed in the order in
+    /// which they are handed over.
+    ///
+    /// # Errors
+    /// If the node is shutting down; the append did not happen.
+    pub async fn append(&self, append: Append) -> Result<(), CommandError> {
+        self.of(append.group).appends.send(append).await.map_err(|_| CommandError::ShuttingDown { handed_over: false })
+    }
+
+    /// Hands several over, each group's in their order, and empties `appends`. Waits while a queue is full.
+    ///
+    /// # Errors
+    /// If the node is shutting down; what is left in `appends` did not happen.
+    pub async fn append_all(&self, appends: &mut Vec<Append>) -> Result<(), CommandError> {
+        if let [only] = &self.loops[..] {
+            return only.append_all(appends).await;
+        }
+        for (place, taker) in self.loops.iter().enumerate() {
+            let is_its = |append: &mut Append| loop_of(append.group, self.loops.len()) == place;
+            let mut part: Vec<Append> = appends.extract_if(.., is_its).collect();
+            let handed = taker.append_all(&mut part).await;
+            appends.append(&mut part); // what it did not take
+            handed?;
+        }
+        Ok(())
+    }
 
     /// The view of a group hosted here.
     #[must_use]
     pub fn view(&self, group: GroupId) -> Option<watch::Receiver<GroupView<S::View>>> {
-        self.directory.borrow().get(&group).cloned()
+        self.of(group).directory.borrow().get(&group).cloned()
     }
 
-    /// The groups hosted here, as they change.
+    /// The view of a group, once it is hosted here. None if the node ends first.
+    pub async fn view_once_hosted(&self, group: GroupId) -> Option<watch::Receiver<GroupView<S::View>>> {
+        let mut directory = self.of(group).directory.clone();
+        let hosting = directory.wait_for(|groups| groups.contains_key(&group)).await;
+        hosting.ok().and_then(|groups| groups.get(&group).cloned())
+    }
+
+    /// The groups hosted here.
     #[must_use]
-    pub fn directory(&self) -> watch::Receiver<Arc<Directory<S::View>>> {
-        self.directory.clone()
+    pub fn hosted(&self) -> BTreeSet<GroupId> {
+        let keys = |taker: &LoopHandle<S>| taker.directory.borrow().keys().copied().collect::<Vec<_>>();
+        self.loops.iter().flat_map(keys).collect()
     }
 
     /// A linearizable tail.
@@ -353,7 +404,7 @@ impl<S: StateMachine> DriverHandle<S> {
     /// # Errors
     /// If no majority answers in time, or the group isn't hosted here.
     pub async fn tail(&self, group: GroupId) -> Result<TailPoint, CommandError> {
-        self.ask(|reply| Command::Tail { group, reply }).await?
+        self.of(group).ask(|reply| Command::Tail { group, reply }).await?
     }
 
     /// Batches from `from` on, about `bytes_max` of them, at least one if there is one.
@@ -361,7 +412,7 @@ impl<S: StateMachine> DriverHandle<S> {
     /// # Errors
     /// If the group isn't hosted here.
     pub async fn read(&self, group: GroupId, from: Offset, bytes_max: usize) -> Result<ReadOutcome, CommandError> {
-        self.ask(|reply| Command::Read { group, from, bytes_max, reply }).await?
+        self.of(group).ask(|reply| Command::Read { group, from, bytes_max, reply }).await?
     }
 
     /// The first offset whose log time is at or after `time`; the tail if nothing is that young.
@@ -373,7 +424,7 @@ impl<S: StateMachine> DriverHandle<S> {
         group: GroupId,
         time: TimestampMs,
     ) -> Result<Result<Offset, SegmentsError>, CommandError> {
-        self.ask(|reply| Command::OffsetForTime { group, time, reply }).await?
+        self.of(group).ask(|reply| Command::OffsetForTime { group, time, reply }).await?
     }
 
     /// Starts hosting a group.
@@ -381,7 +432,7 @@ impl<S: StateMachine> DriverHandle<S> {
     /// # Errors
     /// If the node is shutting down.
     pub async fn host(&self, group: GroupId, id: ReplicaId, base: Base) -> Result<(), CommandError> {
-        self.command(Command::Host { group, id, base }).await
+        self.of(group).command(Command::Host { group, id, base }).await
     }
 
     /// Stops hosting a group, for good.
@@ -389,7 +440,7 @@ impl<S: StateMachine> DriverHandle<S> {
     /// # Errors
     /// If the node is shutting down.
     pub async fn remove(&self, group: GroupId) -> Result<(), CommandError> {
-        self.command(Command::Remove { group }).await
+        self.of(group).command(Command::Remove { group }).await
     }
 
     /// Asks the leader, if it is here, to hand over to the replica on `to`.
@@ -397,7 +448,7 @@ impl<S: StateMachine> DriverHandle<S> {
     /// # Errors
     /// If the leader isn't here.
     pub async fn transfer(&self, group: GroupId, to: NodeId) -> Result<(), CommandError> {
-        self.ask(|reply| Command::Transfer { group, to, reply }).await?
+        self.of(group).ask(|reply| Command::Transfer { group, to, reply }).await?
     }
 
     /// State of all replicas here, and which nodes' disks are full.
@@ -405,7 +456,16 @@ impl<S: StateMachine> DriverHandle<S> {
     /// # Errors
     /// If the node is shutting down.
     pub async fn status(&self) -> Result<DriverStatus, CommandError> {
-        self.ask(|reply| Command::Status { reply }).await
+        let asked = self.loops.iter().map(|one| one.ask(|reply| Command::Status { reply }));
+        let statuses = futures::future::try_join_all(asked).await?;
+        let mut whole = DriverStatus::default();
+        for DriverStatus { replicas, full } in statuses {
+            whole.replicas.extend(replicas);
+            whole.full.extend(full);
+        }
+        whole.full.sort_unstable();
+        whole.full.dedup();
+        Ok(whole)
     }
 
     /// Hands over all leadership; returns once none is left here or the time is up.
@@ -413,17 +473,8 @@ impl<S: StateMachine> DriverHandle<S> {
     /// # Errors
     /// If the driver is gone already.
     pub async fn hand_over(&self) -> Result<(), CommandError> {
-        self.ask(|reply| Command::HandOver { reply }).await
-    }
-
-    async fn command(&self, command: Command) -> Result<(), CommandError> {
-        self.commands.send(command).await.map_err(|_| CommandError::ShuttingDown { handed_over: false })
-    }
-
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, CommandError> {
-        let (reply, answer) = oneshot::channel();
-        self.command(command(reply)).await?;
-        answer.await.map_err(|_| CommandError::ShuttingDown { handed_over: true })
+        let asked = self.loops.iter().map(|one| one.ask(|reply| Command::HandOver { reply }));
+        futures::future::try_join_all(asked).await.map(drop)
     }
 }
 
@@ -435,5 +486,41 @@ pub(super) fn outcome_of(answer: Answer) -> Outcome {
         }
         Answer::Failed(error) => Err(error.into()),
         Answer::ReadAt { .. } => unreachable!("a read's answer never goes to a proposal"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::Machine;
+
+    #[tokio::test]
+    async fn each_append_goes_to_the_loop_that_owns_its_group_in_order_and_what_is_not_taken_stays() {
+        let (loops, mut ends): (Vec<_>, Vec<_>) = (0..3).map(|_| queues::<Machine>()).unzip();
+        let handle = DriverHandle::new(loops);
+        let append = |(number, group): (u64, &u64)| {
+            let (to, _) = mpsc::unbounded_channel();
+            Append { group: GroupId(*group), command: Bytes::new(), waiter: Waiter::Numbered { number, to } }
+        };
+        let groups = [4, 0, 1, 3, 1, 7];
+        let mut appends: Vec<Append> = (0..).zip(&groups).map(append).collect();
+        handle.append_all(&mut appends).await.expect("all are there");
+        assert!(appends.is_empty());
+        let taken = |ends: &mut Queues<_>| {
+            let appends = std::iter::from_fn(|| ends.appends.try_recv().ok());
+            let told = |append: Append| match append.waiter {
+                Waiter::Numbered { number, .. } => (append.group.0, number),
+                _ => panic!("all are numbered"),
+            };
+            appends.map(told).collect::<Vec<_>>()
+        };
+        assert_eq!(taken(&mut ends[0]), [(0, 1), (3, 3)]);
+        assert_eq!(taken(&mut ends[1]), [(4, 0), (1, 2), (1, 4), (7, 5)]);
+        assert_eq!(taken(&mut ends[2]), []);
+        ends.remove(1);
+        let mut appends: Vec<Append> = (0..).zip(&groups).map(append).collect();
+        assert_eq!(handle.append_all(&mut appends).await, Err(CommandError::ShuttingDown { handed_over: false }));
+        let left: Vec<u64> = appends.iter().map(|append| append.group.0).collect();
+        assert_eq!(left, [4, 1, 1, 7], "of the others two went out");
     }
 }

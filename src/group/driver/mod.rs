@@ -1,6 +1,7 @@
 //! Performs what the replicas of this node ask for; decides nothing.
 //!
-//! One task owns all replicas. A turn of its loop takes what arrived (client commands, peer messages, sync reports, finished
+//! Groups are divided among loops, each a task that owns its replicas; on a machine with few cores one loop owns all. They share
+//! the disk, the journal and the links, and nothing of a group. A turn of a loop takes what arrived (client commands, peer messages, sync reports, finished
 //! disk jobs, a tick), feeds the replicas concerned, collects their effects, and sends them out in bulk: one round for
 //! the journal with every group's writes, one batch of messages per peer. Nothing is awaited inside a turn; whatever
 //! touches a disk goes out as a job and comes back as an event.
@@ -13,9 +14,11 @@ mod handle;
 mod health;
 mod hosted;
 mod jobs;
+mod leadership;
+mod siblings;
 
 pub use handle::{
-    Append, Command, CommandError, Committed, Directory, DriverHandle, DriverStatus, GroupView, Led, Outcome,
+    loop_of, Append, Command, CommandError, Committed, Directory, DriverHandle, DriverStatus, GroupView, Led, Outcome,
     ReadOutcome, TailPoint, Waiter,
 };
 
@@ -29,18 +32,21 @@ use crate::group::replica::ReplicaOptions;
 use crate::group::sleep;
 use crate::group::untold::Untold;
 use crate::ids::{GroupId, NodeId, ReplicaId};
-use crate::journal::{GroupWrite, JournalError, JournalHandle, JournalReport, Recovered};
+use crate::journal::{GroupWrite, JournalError, JournalHandle, JournalReport, Recovered, RecoveredGroup};
 use crate::limits::TAIL_CACHES_BYTES;
 use crate::peers::{PeerEvent, Peers};
 use crate::reached;
 use crate::segments::{SegmentsError, SegmentsOptions};
-use handle::{outcome_of, queues, Queues};
+use futures::future::{select_all, BoxFuture};
+use futures::FutureExt;
+use handle::{outcome_of, queues, LoopHandle, Queues};
 use health::{Health, SyncState};
 use hosted::Hosted;
 use jobs::JobDone;
+use siblings::{siblings, Siblings};
 use slog::{error, info, o, warn, Logger};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -53,8 +59,6 @@ const SPACE_CHECK_TICKS: u64 = 3;
 const SNAPSHOT_ROOM_BYTES: u64 = 64 << 10;
 /// Groups whose segments are opened side by side at a start: most of the time is the disk's.
 const OPENED_AT_ONCE: usize = 16;
-/// Ticks that handing over leadership may take at a planned stop.
-const HAND_OVER_TICKS: u64 = 30;
 /// A group that was idle for so many election timeouts sleeps.
 const SLEEP_AFTER_ELECTIONS: u64 = 3;
 /// A tick is also the time between two heartbeats, so that those of all groups leave in one message.
@@ -100,7 +104,7 @@ impl DriverOptions {
 pub enum DriverError {
     /// The journal could not be written or synced; nothing was promised since.
     #[error("the journal failed; the node stops so that it promises nothing it can't keep")]
-    Journal(#[source] JournalError),
+    Journal(#[source] Arc<JournalError>),
     /// The journal's writer is gone.
     #[error("the journal's writer ended")]
     JournalGone,
@@ -132,8 +136,9 @@ pub enum DriverError {
     },
 }
 
-/// Owns all replicas of a node. See the module's text.
-pub struct Driver<S: StateMachine> {
+/// One loop, with the replicas that it owns. See the module's text.
+struct Driver<S: StateMachine> {
+    siblings: Siblings,
     options: DriverOptions,
     disk: Arc<dyn Disk>,
     clock: Clock,
@@ -202,17 +207,26 @@ pub struct Connections {
     pub clock: Clock,
     /// Links to the other nodes.
     pub peers: Peers,
-    /// What arrives from them.
+    /// What each loop is connected to, in the order of [`loop_of`].
+    pub loops: Vec<LoopConnections>,
+    /// Told of each leadership won here.
+    pub led: mpsc::UnboundedSender<Led>,
+}
+
+/// What one loop is connected to.
+pub struct LoopConnections {
+    /// What arrives from the other nodes for its groups.
     pub peer_events: mpsc::Receiver<PeerEvent>,
     /// The journal's writer.
     pub journal: JournalHandle,
     /// Its reports.
     pub reports: mpsc::UnboundedReceiver<JournalReport>,
-    /// Told of each leadership won here.
-    pub led: mpsc::UnboundedSender<Led>,
 }
 
-/// Brings up all recovered groups and starts the loop. The returned receiver gets the reason when it ends by itself.
+/// Why the driver ended by itself: the first of its loops to do so says it.
+pub type Ended = BoxFuture<'static, DriverError>;
+
+/// Brings up all recovered groups and starts the loops.
 ///
 /// # Errors
 /// If a group's segments are damaged or its state can't be restored.
@@ -221,59 +235,93 @@ pub async fn start<S: StateMachine>(
     connections: Connections,
     recovered: Recovered,
     log: Logger,
-) -> Result<(DriverHandle<S>, oneshot::Receiver<DriverError>), DriverError> {
-    let Connections { disk, clock, peers, peer_events, journal, reports, led } = connections;
-    let (handle, queue_ends) = queues::<S>();
-    let (jobs, jobs_end) = mpsc::unbounded_channel();
-    let mut driver: Driver<S> = Driver {
-        options,
-        disk,
-        clock,
-        log,
-        peers,
-        journal,
-        queues: queue_ends,
-        groups: BTreeMap::new(),
-        opening: BTreeSet::new(),
-        dirty: BTreeSet::new(),
-        awaiting_sync: BTreeMap::new(),
-        round: Vec::new(),
-        round_number: 0,
-        outboxes: BTreeMap::new(),
-        untold: Untold::default(),
-        waiters: slab::Slab::new(),
-        removing: BTreeMap::new(),
-        tombstones: recovered.removed,
-        directory_changed: false,
-        free_bytes: u64::MAX,
-        full: Vec::new(),
-        jobs,
-        led,
-        health: Health::default(),
-        connected: BTreeSet::new(),
-        tick: 0,
-        over_cap: false,
-        over_cap_since: 0,
-        retired: false,
-        handing_over: None,
-        failure: None,
-    };
-    driver.recover(recovered.groups).await?;
-    driver.remove_leftovers().await;
-    driver.publish_directory();
-    driver.share_caches();
-    let (ended, reason) = oneshot::channel();
-    let sources = Sources { reports, peer_events, jobs: jobs_end };
-    tokio::spawn(async move {
-        if let Some(error) = driver.run(sources).await {
-            error!(driver.log, "the driver ended"; "reason" => crate::telemetry::chain(&error));
-            let _ = ended.send(error);
+) -> Result<(DriverHandle<S>, Ended), DriverError> {
+    let Connections { disk, clock, peers, loops, led } = connections;
+    let Recovered { groups, removed: tombstones, .. } = recovered;
+    let known: BTreeSet<GroupId> = groups.keys().copied().collect();
+    let count = loops.len();
+    let mut shares: Vec<BTreeMap<GroupId, RecoveredGroup>> = loops.iter().map(|_| BTreeMap::new()).collect();
+    for (group, recovered) in groups {
+        shares[loop_of(group, count)].insert(group, recovered);
+    }
+    let mut drivers = Vec::with_capacity(count);
+    for ((siblings, share), connections) in siblings(count).into_iter().zip(shares).zip(loops) {
+        let LoopConnections { peer_events, journal, reports } = connections;
+        let (to_it, queues) = queues::<S>();
+        let (jobs, jobs_end) = mpsc::unbounded_channel();
+        let mut driver: Driver<S> = Driver {
+            siblings,
+            options: options.clone(),
+            disk: disk.clone(),
+            clock: clock.clone(),
+            log: log.clone(),
+            peers: peers.clone(),
+            journal,
+            queues,
+            groups: BTreeMap::new(),
+            opening: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            awaiting_sync: BTreeMap::new(),
+            round: Vec::new(),
+            round_number: 0,
+            outboxes: BTreeMap::new(),
+            untold: Untold::default(),
+            waiters: slab::Slab::new(),
+            removing: BTreeMap::new(),
+            tombstones: tombstones.clone(),
+            directory_changed: false,
+            free_bytes: u64::MAX,
+            full: Vec::new(),
+            jobs,
+            led: led.clone(),
+            health: Health::default(),
+            connected: BTreeSet::new(),
+            tick: 0,
+            over_cap: false,
+            over_cap_since: 0,
+            retired: false,
+            handing_over: None,
+            failure: None,
+        };
+        driver.recover(share).await?;
+        driver.publish_directory();
+        driver.share_caches();
+        drivers.push((driver, Sources { reports, peer_events, jobs: jobs_end }, to_it));
+    }
+    remove_leftovers(&*disk, &options.groups_dir, &known).await;
+    let (to_loops, reasons): (Vec<LoopHandle<S>>, Vec<_>) = drivers.into_iter().map(Driver::spawn).unzip();
+    let ended = select_all(reasons).map(|(reason, ..)| reason.unwrap_or(DriverError::Gone));
+    Ok((DriverHandle::new(to_loops), ended.boxed()))
+}
+
+/// Removes the directories of groups that a crash left behind: their tombstone was durable, or their creation was not.
+async fn remove_leftovers(disk: &dyn Disk, groups_dir: &Path, known: &BTreeSet<GroupId>) {
+    let Ok(paths) = disk.list(groups_dir).await else { return };
+    for path in paths {
+        let group = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        if group.is_some_and(|group| !known.contains(&GroupId(group))) {
+            reached!("files of an unknown group removed at the start");
+            // What stays behind is found again at the next start.
+            let _ = disk.remove_dir_all(&path).await;
         }
-    });
-    Ok((handle, reason))
+    }
 }
 
 impl<S: StateMachine> Driver<S> {
+    /// Starts the loop. The receiver gets the reason when it ends by itself.
+    fn spawn(
+        (mut driver, sources, to_it): (Driver<S>, Sources, LoopHandle<S>),
+    ) -> (LoopHandle<S>, oneshot::Receiver<DriverError>) {
+        let (ended, reason) = oneshot::channel();
+        tokio::spawn(async move {
+            if let Some(error) = driver.run(sources).await {
+                error!(driver.log, "the driver ended"; "reason" => crate::telemetry::chain(&error));
+                let _ = ended.send(error);
+            }
+        });
+        (to_it, reason)
+    }
+
     async fn run(&mut self, mut sources: Sources) -> Option<DriverError> {
         let mut ticks = tokio::time::interval(Duration::from_millis(self.options.tick_ms));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -429,7 +477,9 @@ impl<S: StateMachine> Driver<S> {
     }
 
     fn on_peer_up(&mut self, node: NodeId) {
-        info!(self.log, "node is connected"; "peer" => %node);
+        if self.siblings.is_first() {
+            info!(self.log, "node is connected"; "peer" => %node);
+        }
         self.connected.insert(node);
         for (group, hosted) in &mut self.groups {
             if hosted.has_member_on(node) {
@@ -440,7 +490,9 @@ impl<S: StateMachine> Driver<S> {
     }
 
     fn on_peer_lost(&mut self, node: NodeId) {
-        warn!(self.log, "node is lost"; "peer" => %node);
+        if self.siblings.is_first() {
+            warn!(self.log, "node is lost"; "peer" => %node);
+        }
         self.connected.remove(&node);
         for (group, hosted) in &mut self.groups {
             // A replica that has not applied the change which brought its leader in does not know it as a member yet.
@@ -467,13 +519,14 @@ impl<S: StateMachine> Driver<S> {
                 self.failure = Some(DriverError::SyncHung { waited_ms });
                 return;
             }
-            SyncState::Slow => self.set_retired(true),
-            SyncState::Well => self.set_retired(false),
+            state => self.set_retired(self.siblings.any_slow(state == SyncState::Slow)),
         }
         self.full = self.health.full_nodes(self.options.node);
         let now = self.clock.now();
         let trusted = self.health.clock_agrees();
-        self.peers.set_local_report(now, self.free_bytes, self.health.reserve_reached);
+        if self.siblings.is_first() {
+            self.peers.set_local_report(now, self.free_bytes, self.health.reserve_reached);
+        }
         let sleep_after = SLEEP_AFTER_ELECTIONS * self.options.election_ticks as u64;
         for (group, hosted) in &mut self.groups {
             hosted.replica.tick(now, trusted);
@@ -485,30 +538,14 @@ impl<S: StateMachine> Driver<S> {
             }
             self.dirty.insert(*group);
         }
-        self.peers.beat();
+        if self.siblings.is_first() {
+            self.peers.beat();
+        }
         if self.tick % SPACE_CHECK_TICKS == 1 {
             jobs::check_space(&*self.disk, &self.options.groups_dir, self.jobs.clone());
             self.leave_full_leadership();
         }
         self.check_hand_over();
-    }
-
-    /// Gives up, or takes back, the right to lead. A disk whose sync hangs must not go on heartbeating as if all were well.
-    fn set_retired(&mut self, retired: bool) {
-        if self.retired == retired || self.handing_over.is_some() {
-            return;
-        }
-        self.retired = retired;
-        if retired {
-            reached!("leader retired by a slow disk");
-            warn!(self.log, "a sync of the journal takes too long; this node gives up all leadership");
-        } else {
-            info!(self.log, "the journal syncs again; this node may lead");
-        }
-        for (group, hosted) in &mut self.groups {
-            hosted.replica.set_may_lead(!retired);
-            self.dirty.insert(*group);
-        }
     }
 
     /// Whether appends stay in their queue: the journal is over its cap, and has not been for long.
@@ -567,37 +604,6 @@ impl<S: StateMachine> Driver<S> {
         }
     }
 
-    fn transfer(&mut self, group: GroupId, to: NodeId) -> Result<(), CommandError> {
-        let hosted = self.groups.get_mut(&group).ok_or(CommandError::NotHosted(group))?;
-        hosted.replica.transfer_leader(to)?;
-        self.dirty.insert(group);
-        Ok(())
-    }
-
-    fn start_hand_over(&mut self, reply: oneshot::Sender<()>) {
-        let until = self.tick + HAND_OVER_TICKS;
-        self.handing_over.get_or_insert((until, Vec::new())).1.push(reply);
-        for (group, hosted) in &mut self.groups {
-            hosted.replica.set_may_lead(false);
-            self.dirty.insert(*group);
-        }
-    }
-
-    fn check_hand_over(&mut self) {
-        let Some((until, _)) = &self.handing_over else { return };
-        let leads = self.groups.values().filter(|hosted| hosted.replica.is_leader()).count();
-        if leads > 0 && self.tick < *until {
-            return;
-        }
-        if leads > 0 {
-            reached!("stopping while still leading");
-            warn!(self.log, "stopping although groups are still led here"; "groups" => leads);
-        }
-        for reply in self.handing_over.take().into_iter().flat_map(|(_, replies)| replies) {
-            let _ = reply.send(());
-        }
-    }
-
     /// Answers whoever waits for a token.
     fn answer(&mut self, token: u64, answer: Answer) {
         match self.waiters.remove(token as usize) {
@@ -613,41 +619,15 @@ impl<S: StateMachine> Driver<S> {
         }
     }
 
-    /// A leader whose own disk is full hands over to a node with room, as long as a majority has some.
-    fn leave_full_leadership(&mut self) {
-        if !self.health.reserve_reached {
-            return;
-        }
-        for (group, hosted) in &mut self.groups {
-            let room = hosted.replica.voters().into_iter().find(|voter| !self.full.contains(&voter.node()));
-            if let (true, Some(to)) = (hosted.replica.is_leader() && hosted.majority_outside(&self.full), room) {
-                reached!("leader on a full disk hands over");
-                let _ = hosted.replica.transfer_leader(to.node());
-                self.dirty.insert(*group);
-            }
-        }
-    }
-
-    /// Removes the directories of groups that a crash left behind: their tombstone was durable, or their creation was not.
-    async fn remove_leftovers(&self) {
-        let Ok(names) = self.disk.list(&self.options.groups_dir).await else { return };
-        for path in names {
-            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-            if name.is_some_and(|group| !self.groups.contains_key(&GroupId(group))) {
-                reached!("files of an unknown group removed at the start");
-                jobs::remove_dir(&*self.disk, &path, self.jobs.clone());
-            }
-        }
-    }
-
     fn publish_directory(&mut self) {
         let directory = self.groups.iter().map(|(group, hosted)| (*group, hosted.published.subscribe())).collect();
         self.queues.directory.send_replace(Arc::new(directory));
     }
 
-    /// Divides what a node keeps in memory of its logs among the groups.
+    /// Divides what a node keeps in memory of its logs among the groups: an equal share for each loop.
     fn share_caches(&mut self) {
-        let share = self.options.segments.tail_cache_bytes.min(TAIL_CACHES_BYTES / self.groups.len().max(1));
+        let ours = TAIL_CACHES_BYTES / self.siblings.count();
+        let share = self.options.segments.tail_cache_bytes.min(ours / self.groups.len().max(1));
         for hosted in self.groups.values_mut() {
             hosted.segments.set_tail_cache_bytes(share);
             hosted.replica.set_log_cache_bytes(share);
