@@ -19,6 +19,8 @@ mod tests {
     use balsa::partition::{AppendCommand, Partition, PartitionCommand, PartitionSettings};
     use bytes::Bytes;
     use raft::eraftpb::{ConfState, HardState, Message};
+    use raft::storage::MemStorage;
+    use raft::{Config, RawNode};
     use std::collections::{BTreeMap, VecDeque};
     use std::time::Duration;
 
@@ -106,6 +108,73 @@ mod tests {
         }
     }
 
+    /// Raft alone: three of its nodes, whose storage is memory.
+    struct Bare {
+        nodes: BTreeMap<u64, RawNode<MemStorage>>,
+        wire: VecDeque<Message>,
+        applied: u64,
+    }
+
+    impl Bare {
+        fn new() -> Bare {
+            let log = slog::Logger::root(slog::Discard, slog::o!());
+            let node = |id: u64| {
+                let config = Config { id, skip_bcast_commit: true, batch_append: true, ..Config::default() };
+                let storage = MemStorage::new_with_conf_state((vec![1, 2, 3], Vec::new()));
+                (id, RawNode::new(&config, storage, &log).expect("a sound configuration"))
+            };
+            let mut bare = Bare { nodes: (1..=3).map(node).collect(), wire: VecDeque::new(), applied: 0 };
+            bare.leader().campaign().expect("it may");
+            bare.settle();
+            bare
+        }
+
+        fn leader(&mut self) -> &mut RawNode<MemStorage> {
+            self.nodes.get_mut(&1).expect("one of the three")
+        }
+
+        fn settle(&mut self) {
+            loop {
+                let mut busy = false;
+                for node in self.nodes.values_mut() {
+                    while node.has_ready() {
+                        busy = true;
+                        let mut ready = node.ready();
+                        self.wire.extend(ready.take_messages());
+                        self.applied += ready.take_committed_entries().len() as u64;
+                        let mut storage = node.mut_store().wl();
+                        storage.append(ready.entries()).expect("they follow");
+                        if let Some(hard_state) = ready.hs() {
+                            storage.set_hardstate(*hard_state);
+                        }
+                        drop(storage);
+                        self.wire.extend(ready.take_persisted_messages());
+                        let mut light = node.advance(ready);
+                        self.wire.extend(light.take_messages());
+                        self.applied += light.take_committed_entries().len() as u64;
+                        node.advance_apply();
+                    }
+                }
+                while let Some(message) = self.wire.pop_front() {
+                    busy = true;
+                    let to = self.nodes.get_mut(&message.to).expect("one of the three");
+                    to.step(message).expect("peers are sound");
+                }
+                if !busy {
+                    return;
+                }
+            }
+        }
+
+        /// Forgets what all have applied, as a log in segments does.
+        fn compact(&mut self) {
+            for node in self.nodes.values_mut() {
+                let applied = node.raft.raft_log.applied;
+                node.mut_store().wl().compact(applied).expect("it is applied");
+            }
+        }
+    }
+
     fn batch(records: usize, bytes: usize) -> Bytes {
         let (mut builder, value) = (BatchBuilder::new(), vec![b'x'; bytes]);
         for _ in 0..records {
@@ -157,6 +226,35 @@ mod tests {
     fn an_append_allocates_no_more_than_it_did() {
         check("one record of 100 B", &cost_of(&batch(1, 100)), 1.67, 982.0);
         check("a batch of 100 records of 100 B", &cost_of(&batch(100, 100)), 2.45, 22_829.0);
+    }
+
+    /// Where each append comes alone, as with many partitions, agreement has nothing to share among several: each takes a round of Raft, which
+    /// costs something by itself.
+    #[test]
+    fn an_append_that_comes_alone_costs_a_bounded_multiple_of_bare_raft() {
+        const GROUPS: usize = 300;
+        let batch = batch(1, 100);
+        let mut trios: Vec<Trio> = (0..GROUPS).map(|_| Trio::new()).collect();
+        let mut bares: Vec<Bare> = (0..GROUPS).map(|_| Bare::new()).collect();
+        let (mut ours, mut least) = (Duration::MAX, Duration::MAX);
+        const TIMES: u64 = 40;
+        for _ in 0..TIMES {
+            let append = |trio: &mut Trio| trio.append(std::iter::once(command(&batch)));
+            ours = ours.min(timed(|| trios.iter_mut().for_each(append)));
+            let append = |bare: &mut Bare| {
+                bare.leader().propose(Vec::new(), batch.to_vec()).expect("it leads");
+                bare.settle();
+            };
+            least = least.min(timed(|| bares.iter_mut().for_each(append)));
+            bares.iter_mut().for_each(Bare::compact);
+        }
+        assert!(trios.iter().all(|trio| trio.acknowledged == TIMES));
+        // The followers hear of the last commit with the next append.
+        assert!(bares.iter().all(|bare| bare.applied >= 3 * TIMES - 2), "all three apply what is agreed");
+        let ratio = ours.as_secs_f64() / least.as_secs_f64();
+        let micros = |time: Duration| time.as_secs_f64() * 1e6 / GROUPS as f64;
+        eprintln!("a lone append: {:.1} microseconds, bare Raft {:.1}, {ratio:.2} times", micros(ours), micros(least));
+        assert!(ratio <= 2.4 * PROCESSORS_DIFFER, "{ratio:.2} times; if that is meant, say why and move the figure");
     }
 
     fn cpu_time() -> Duration {

@@ -886,6 +886,11 @@ impl Strikes {
         self.event(0, "calm", || format!("disks are full: {full}, {share:.2} of the reserve is left"));
     }
 
+    /// How often each machine was started.
+    pub fn lives(&self) -> Vec<u32> {
+        self.machines.iter().map(|machine| machine.life()).collect()
+    }
+
     /// Cuts a node off from all others, not from clients.
     pub fn isolate(&mut self, node: u32) {
         let cut = between(&self.sims(&[node]), &self.sims(&self.others(node)));

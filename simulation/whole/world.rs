@@ -143,7 +143,10 @@ async fn calm(
         }
         _ => return,
     };
+    let lives = strikes.lives();
     match wait(strikes, told, trying).await {
+        // A journal that has to grow beyond what is left ends its node, as it says when it starts: such a one refuses nothing.
+        Some(Err(_)) if rule == trials::REFUSED_FULL && strikes.lives() != lives => stage.hit("calm.full-ended"),
         Some(Err(what)) => stage.broke(rule, what, &[node]),
         None if !stage.is_broken() => stage.broke(rule, "no end in sight".to_owned(), &[node]),
         _ => {}

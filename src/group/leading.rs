@@ -94,6 +94,7 @@ impl<S: StateMachine> Replica<S> {
         if led != self.led {
             self.time.leadership_changed();
             self.snapshots_since.clear();
+            self.appended.clear();
             self.view_changed = true;
             if self.led.is_some() {
                 self.proposals.leadership_lost(self.ticks);

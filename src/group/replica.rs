@@ -80,6 +80,8 @@ pub struct Replica<S: StateMachine> {
     durable_commit: u64,
     /// The highest commit that an append has told of.
     pub(super) told_commit: u64,
+    /// When an append last went to each member, in ticks; only while leading.
+    pub(super) appended: BTreeMap<u64, u64>,
     pub(super) may_lead: bool,
     /// Still leading at this tick, a leader that should hand over just stops.
     pub(super) step_down_at: Option<u64>,
@@ -171,6 +173,7 @@ impl<S: StateMachine> Replica<S> {
             commits_written: VecDeque::new(),
             durable_commit: hard_state.commit,
             told_commit: hard_state.commit,
+            appended: BTreeMap::new(),
             may_lead: true,
             step_down_at: None,
             led: None,

@@ -260,6 +260,7 @@ impl<S: StateMachine> Replica<S> {
         if !planted!("append-merged-behind-a-rejection") {
             messages.retain_mut(|message| self.mend_append(message));
         }
+        messages.retain(|message| self.is_due(message));
         let mut messages = sendable(messages, bytes_max);
         let appends = messages.iter().filter(|message| message.msg_type() == MessageType::MsgAppend);
         self.told_commit = appends.map(|append| append.commit).fold(self.told_commit, u64::max);
@@ -293,6 +294,26 @@ impl<S: StateMachine> Replica<S> {
         let Ok(term) = self.raw_node.store().term(first - 1) else { return false };
         (message.index, message.log_term) = (first - 1, term);
         true
+    }
+
+    /// A heartbeat to a member that was sent an append since the tick before says nothing new: that the leader lives, the append said. In a busy
+    /// group of many half of all messages would be heartbeats and their answers.
+    fn is_due(&mut self, message: &Message) -> bool {
+        match message.msg_type() {
+            MessageType::MsgAppend => {
+                self.appended.insert(message.to, self.ticks);
+                true
+            }
+            MessageType::MsgHeartbeat if message.context.is_empty() => {
+                let since = self.appended.get(&message.to).copied();
+                let is_due = since.is_none_or(|since| since + 1 < self.ticks);
+                if !is_due {
+                    reached!("heartbeat left out behind an append");
+                }
+                is_due
+            }
+            _ => true,
+        }
     }
 
     fn apply(&mut self, committed: Vec<Entry>, effects: &mut Effects) {

@@ -3,7 +3,7 @@
 //! What a majority holds is committed the moment its leader counts it, and acknowledged then; followers hear of it with the
 //! next append. A message of its own would cost them and the leader as much as an append does, and under load an append
 //! follows at once. Where none does for a moment the driver has the commit told, so that those who read from followers wait no longer.
-//! Of many groups at a time it does not: their heartbeats tell, at the next tick.
+//! Of many groups at a time it does not: their next appends or heartbeats tell, within two ticks.
 
 use crate::ids::{GroupId, LogIndex};
 use std::collections::BTreeMap;

@@ -21,8 +21,8 @@ fn opened(base_term: u64, hard_state: HardState) -> Replica<Records> {
     let recovered = RecoveredGroup { base, hard_state, entries: Vec::new() };
     let terms = vec![(LogIndex(5), Term(base_term))];
     let log = slog::Logger::root(slog::Discard, slog::o!());
-    Replica::new(ReplicaOptions::new(GroupId(1), id(1), 1), recovered, terms, log)
-        .expect("a journal that holds together")
+    let options = ReplicaOptions { heartbeat_ticks: 1, ..ReplicaOptions::new(GroupId(1), id(1), 1) };
+    Replica::new(options, recovered, terms, log).expect("a journal that holds together")
 }
 
 #[test]
@@ -72,15 +72,15 @@ fn settle(replica: &mut Replica<Records>) -> Vec<Message> {
     sent
 }
 
-/// Seen in the simulator (whole seed 401880): Raft 0.7 adds entries to an empty append that waits to be sent, whatever stands before them.
-#[test]
-fn entries_that_go_out_behind_a_rejection_name_the_entry_before_them() {
+fn answer(kind: MessageType, term: u64, index: u64) -> Message {
+    let mut message = Message { from: id(2).0, to: id(1).0, term, index, ..Message::default() };
+    message.set_msg_type(kind);
+    message
+}
+
+/// The leader of term 8, elected by replica 2, which has all it has; replica 3 was never heard.
+fn leading() -> Replica<Records> {
     let mut leader = opened(7, HardState { term: 7, vote: 0, commit: 5 });
-    let answer = |kind: MessageType, term: u64, index: u64| {
-        let mut message = Message { from: id(2).0, to: id(1).0, term, index, ..Message::default() };
-        message.set_msg_type(kind);
-        message
-    };
     leader.campaign_soon(0);
     while !settle(&mut leader).iter().any(|message| message.msg_type() == MessageType::MsgRequestPreVote) {
         leader.tick(TimestampMs(1), ClockTrust::Trusted);
@@ -92,6 +92,13 @@ fn entries_that_go_out_behind_a_rejection_name_the_entry_before_them() {
     assert!(leader.is_leader());
     leader.step(answer(MessageType::MsgAppendResponse, 8, 6)).expect("the follower has the first entry");
     settle(&mut leader);
+    leader
+}
+
+/// Seen in the simulator (whole seed 401880): Raft 0.7 adds entries to an empty append that waits to be sent, whatever stands before them.
+#[test]
+fn entries_that_go_out_behind_a_rejection_name_the_entry_before_them() {
+    let mut leader = leading();
     leader.propose("a record".into(), 1);
     let sent = settle(&mut leader);
     assert!(sent.iter().any(|message| message.to == id(2).0 && message.entries.len() == 1), "{sent:?}");
@@ -106,4 +113,34 @@ fn entries_that_go_out_behind_a_rejection_name_the_entry_before_them() {
     for append in again {
         assert_eq!((append.index + 1, append.log_term), (append.entries[0].index, 8), "{append:?}");
     }
+}
+
+/// Raft dissertation, 3.4: heartbeats are for idle periods. Of a member that an append did not reach the leader finds out one tick later.
+#[test]
+fn a_member_that_was_sent_an_append_since_the_last_tick_gets_no_heartbeat() {
+    let mut leader = leading();
+    let beaten = |leader: &mut Replica<Records>| {
+        leader.tick(TimestampMs(2), ClockTrust::Trusted);
+        let sent = settle(leader);
+        let mut beaten: Vec<u64> = sent
+            .iter()
+            .filter(|message| message.msg_type() == MessageType::MsgHeartbeat)
+            .map(|message| u64::from(ReplicaId(message.to).node().0))
+            .collect();
+        beaten.sort_unstable();
+        beaten
+    };
+    beaten(&mut leader);
+    assert_eq!(beaten(&mut leader), [2, 3], "nothing was appended for a while");
+    for token in 1..=3 {
+        leader.propose("a record".into(), token);
+        let sent = settle(&mut leader);
+        assert!(sent.iter().any(|message| message.to == id(2).0 && message.entries.len() == 1), "{sent:?}");
+        assert_eq!(beaten(&mut leader), [3], "replica 3 is not fed");
+    }
+    assert_eq!(beaten(&mut leader), [2, 3], "a tick after the last append");
+    leader.propose("a record".into(), 4);
+    leader.read_index(5);
+    let asked = settle(&mut leader).into_iter().filter(|message| !message.context.is_empty());
+    assert_eq!(asked.map(|message| message.to).collect::<Vec<_>>().len(), 2, "a read is asked for at once");
 }

@@ -250,19 +250,19 @@ fn whole_message(bytes: &mut Vec<u8>) -> Option<Vec<u8>> {
     (bytes.len() >= GRPC_PREFIX_LEN + len).then(|| bytes.drain(..GRPC_PREFIX_LEN + len).skip(GRPC_PREFIX_LEN).collect())
 }
 
-/// What a trace of injected failures says: the call that failed so, and the calls that came after it. What another thread does to other files, if
-/// it is one that fills files for later with zeros, is left out: nothing is promised by it.
+/// What a trace of injected failures says: the call that failed so, and the calls that came after it. Where a thread fills files for later with zeros, what
+/// it and the others do to different files is left out: nothing is promised by zeros.
 pub fn injected(file: &Path) -> Option<(String, Vec<String>)> {
     /// Zeros are written so many at a time, as `disk/real.rs` does it.
-    const ZEROS: &str = " = 262144";
+    const ZEROS: &str = ", 262144, ";
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let mut lines = text.lines().skip_while(|line| !line.contains("(INJECTED)"));
     let failed = lines.next()?.to_string();
     let thread = |line: &str| line.split_whitespace().next().map(String::from);
-    let fillers: BTreeSet<_> = text.lines().filter(|line| line.ends_with(ZEROS)).map(thread).collect();
     let path = |line: &str| Some(line.split_once('<')?.1.split_once('>')?.0.to_owned());
-    let fills =
-        |line: &&str| thread(line) != thread(&failed) && path(line) != path(&failed) && fillers.contains(&thread(line));
-    let after = lines.filter(|line| line.contains(" = ")).filter(|line| !fills(line));
+    let fillers: BTreeSet<_> = text.lines().filter(|line| line.contains(ZEROS)).map(thread).collect();
+    let is_apart = |line: &str| thread(line) != thread(&failed) && path(line) != path(&failed);
+    let one_fills = |line: &str| fillers.contains(&thread(line)) || fillers.contains(&thread(&failed));
+    let after = lines.filter(|line| line.contains(" = ") && !(is_apart(line) && one_fills(line)));
     Some((failed.clone(), after.map(String::from).collect()))
 }
