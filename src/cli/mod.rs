@@ -90,8 +90,6 @@ impl Common {
 
 /// Threads of the event loop at most.
 const WORKERS_MAX: usize = 8;
-/// Loops of a node at most.
-const LOOPS_MAX: usize = 8;
 
 /// Runs the command that the process's arguments ask for.
 #[must_use]
@@ -118,21 +116,22 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+/// Threads of the event loop.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX)
 }
 
-/// Among how many loops a node's groups are divided: half the cores go to HTTP/2, gRPC and the clients' tasks.
+/// Among how many loops a node's groups are divided: half of the threads are left to HTTP/2, gRPC and the clients' tasks.
 fn loops() -> usize {
-    (cores() / 2).clamp(1, LOOPS_MAX)
+    (workers() / 2).max(1)
 }
 
 /// The event loop. With two cores or fewer one thread serves better than two that wake each other: the node's state has one
 /// owner task then, and the disk has threads of its own.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    match cores() {
+    match workers() {
         0..=2 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
-        _ => tokio::runtime::Builder::new_multi_thread().worker_threads(cores().min(WORKERS_MAX)).enable_all().build(),
+        workers => tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build(),
     }
 }
 

@@ -296,8 +296,9 @@ impl<S: StateMachine> Replica<S> {
         true
     }
 
-    /// A heartbeat to a member that was sent an append since the tick before says nothing new: that the leader lives, the append said. In a busy
-    /// group of many half of all messages would be heartbeats and their answers.
+    /// A heartbeat to a member that was sent an append since the tick before, and was heard since, says nothing new: that the leader lives, the append
+    /// said. With many busy groups half of all messages would be heartbeats and their answers. One that is silent may not get its appends: it is full,
+    /// or they are dropped on the way.
     fn is_due(&mut self, message: &Message) -> bool {
         match message.msg_type() {
             MessageType::MsgAppend => {
@@ -305,8 +306,8 @@ impl<S: StateMachine> Replica<S> {
                 true
             }
             MessageType::MsgHeartbeat if message.context.is_empty() => {
-                let since = self.appended.get(&message.to).copied();
-                let is_due = since.is_none_or(|since| since + 1 < self.ticks);
+                let appended = self.appended.get(&message.to).copied().filter(|since| since + 1 >= self.ticks);
+                let is_due = appended.is_none() || self.heard.get(&message.to).copied() < appended;
                 if !is_due {
                     reached!("heartbeat left out behind an append");
                 }

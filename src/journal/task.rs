@@ -10,7 +10,7 @@
 //!
 //! The queues are unbounded on purpose: the driver submits one round at a time and bounds what it has in flight by
 //! bytes (`WantBases { over_cap }` tells it to hold appends back), so a bound here could only be reached by a bug, and
-//! a writer that blocks would stall votes and heartbeats. When the handle is dropped, the task writes what is queued,
+//! a writer that blocks would stall votes and heartbeats. When the last handle is dropped, the task writes what is queued,
 //! and a mark, and ends.
 
 use super::core::{IdleProgress, Journal};

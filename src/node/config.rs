@@ -277,7 +277,7 @@ impl Checker<'_> {
                 "leave it out: 100 suits most networks",
             ));
         }
-        // Heartbeats come every tick; a follower must be able to miss several of them without calling an election.
+        // Heartbeats come every tick, behind an append every other one; a follower must be able to miss several of them without calling an election.
         if let Some(ticks) = raw.election_ticks.as_ref().filter(|ticks| !(6..=1_000).contains(ticks.get_ref())) {
             let problem = "lies outside 6 to 1000: elections would come between two heartbeats, or never";
             return Err(self.refuse("election_ticks", ticks, problem, "leave it out: 6 suits most networks"));

@@ -181,7 +181,12 @@ pub async fn run(
     let (driver, mut failed) = driver::start::<Machine>(options, connections, recovered, log.clone()).await?;
     info!(log, "groups are up"; "ms" => begun.elapsed().as_millis() as u64, "groups" => count);
 
-    let metadata = host_metadata(&driver, config.node_id, &genesis, hosts_metadata).await;
+    let metadata = tokio::select! {
+        biased;
+        failure = &mut failed => return Err(failure.into()),
+        view = host_metadata(&driver, config.node_id, &genesis, hosts_metadata) => view,
+        () = &mut shutdown => return Ok(()),
+    };
     let patience = Duration::from_millis(2 * config.election_timeout_ms());
     let router = Router::new(config.node_id, driver.clone(), peers.clone(), metadata, patience);
     let steward = Steward {
@@ -206,8 +211,8 @@ pub async fn run(
         info!(log, "stopping: handing over leadership");
         tokio::select! {
             biased;
-            _ = driver.hand_over() => {}
             failure = &mut failed => return Err(failure.into()),
+            _ = driver.hand_over() => {}
         }
         stopping.send_replace(true);
         served.stop().await;

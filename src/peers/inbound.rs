@@ -1,6 +1,6 @@
 //! The receiving end of a link: checks the greeting, hands batches on in order, and says how many it took.
 //!
-//! A batch counts as taken when the driver's queue has it, so a driver that falls behind closes its peers' windows.
+//! A batch counts as taken when the queues of all loops have their parts, so a driver that falls behind closes its peers' windows.
 //! Acknowledged are [`ACK_BATCHES`] batches or [`ACK_BYTES`] at a time, and what is left when the stream falls quiet, so that
 //! an idle link costs nothing.
 //!

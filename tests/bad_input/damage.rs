@@ -198,14 +198,19 @@ async fn with_sealed_segments(name: &str) -> (Cluster, Vec<PathBuf>) {
     (cluster, segments)
 }
 
-/// The sealed segments of a node whose only partition has some, with their index beside them, oldest first.
+/// The sealed segments of a node whose only partition has some, oldest first: those that lie wholly below the partition's base. What is beyond it may be
+/// dropped at a start, since the journal holds it.
 fn sealed_segments(dir: &Path) -> Vec<PathBuf> {
     let groups = fs::read_dir(dir.join("groups")).expect("the groups").flatten();
     let files = groups.filter_map(|group| fs::read_dir(group.path()).ok()).flat_map(Iterator::flatten);
     let mut segments: Vec<PathBuf> = files.map(|file| file.path()).collect();
     segments.retain(|path| path.extension().is_some_and(|ext| ext == "seg"));
     segments.sort();
-    segments.pop(); // the active one has an index, too, of its first part
+    let is_base = |frame: &serde_json::Value| frame["kind"] == "base" && frame["group"] != 0;
+    let frames = json_lines(&inspect("journal", &dir.join("journal")));
+    let base = frames.iter().filter(|frame| is_base(frame)).filter_map(|frame| frame["index"].as_u64()).max();
+    let count = segments.iter().skip(1).filter(|next| Some(file_index(next)) <= base.map(|base| base + 1)).count();
+    segments.truncate(count);
     segments.retain(|path| path.with_extension("idx").exists());
     segments
 }

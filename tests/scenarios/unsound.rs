@@ -136,11 +136,17 @@ fn a_member_that_was_sent_an_append_since_the_last_tick_gets_no_heartbeat() {
         leader.propose("a record".into(), token);
         let sent = settle(&mut leader);
         assert!(sent.iter().any(|message| message.to == id(2).0 && message.entries.len() == 1), "{sent:?}");
+        leader.step(answer(MessageType::MsgAppendResponse, 8, 6 + token)).expect("the follower has it");
+        settle(&mut leader);
         assert_eq!(beaten(&mut leader), [3], "replica 3 is not fed");
     }
     assert_eq!(beaten(&mut leader), [2, 3], "a tick after the last append");
     leader.propose("a record".into(), 4);
-    leader.read_index(5);
+    settle(&mut leader);
+    assert_eq!(beaten(&mut leader), [2, 3], "it did not answer: it may not have got the append");
+    leader.step(answer(MessageType::MsgAppendResponse, 8, 10)).expect("the follower has it");
+    leader.propose("a record".into(), 5);
+    leader.read_index(6);
     let asked = settle(&mut leader).into_iter().filter(|message| !message.context.is_empty());
     assert_eq!(asked.map(|message| message.to).collect::<Vec<_>>().len(), 2, "a read is asked for at once");
 }

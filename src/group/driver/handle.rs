@@ -364,7 +364,8 @@ impl<S: StateMachine> DriverHandle<S> {
     /// Hands several over, each group's in their order, and empties `appends`. Waits while a queue is full.
     ///
     /// # Errors
-    /// If the node is shutting down; what is left in `appends` did not happen.
+    /// If the node is shutting down; what is left in `appends` did not happen. Not to be dropped half way: what is on its way to a loop would go
+    /// unanswered.
     pub async fn append_all(&self, appends: &mut Vec<Append>) -> Result<(), CommandError> {
         if let [only] = &self.loops[..] {
             return only.append_all(appends).await;
@@ -474,7 +475,7 @@ impl<S: StateMachine> DriverHandle<S> {
     /// If the driver is gone already.
     pub async fn hand_over(&self) -> Result<(), CommandError> {
         let asked = self.loops.iter().map(|one| one.ask(|reply| Command::HandOver { reply }));
-        futures::future::try_join_all(asked).await.map(drop)
+        futures::future::join_all(asked).await.into_iter().collect()
     }
 }
 

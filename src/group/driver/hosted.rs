@@ -200,7 +200,7 @@ impl<S: StateMachine> Driver<S> {
             return Err(DriverError::Recovery { group, reason });
         }
         let mut hosted = Hosted::new(id, replica, segments);
-        if self.retired || self.handing_over.is_some() {
+        if self.retired || self.stopping {
             hosted.replica.set_may_lead(false);
         }
         self.groups.insert(group, Box::new(hosted));

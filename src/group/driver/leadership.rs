@@ -14,7 +14,7 @@ const HAND_OVER_TICKS: u64 = 30;
 impl<S: StateMachine> Driver<S> {
     /// Gives up, or takes back, the right to lead. A disk whose sync hangs must not go on heartbeating as if all were well.
     pub(super) fn set_retired(&mut self, retired: bool) {
-        if self.retired == retired || self.handing_over.is_some() {
+        if self.retired == retired || self.stopping {
             return;
         }
         self.retired = retired;
@@ -55,6 +55,7 @@ impl<S: StateMachine> Driver<S> {
     }
 
     pub(super) fn start_hand_over(&mut self, reply: oneshot::Sender<()>) {
+        self.stopping = true;
         let until = self.tick + HAND_OVER_TICKS;
         self.handing_over.get_or_insert((until, Vec::new())).1.push(reply);
         for (group, hosted) in &mut self.groups {

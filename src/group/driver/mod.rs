@@ -61,7 +61,7 @@ const SNAPSHOT_ROOM_BYTES: u64 = 64 << 10;
 const OPENED_AT_ONCE: usize = 16;
 /// A group that was idle for so many election timeouts sleeps.
 const SLEEP_AFTER_ELECTIONS: u64 = 3;
-/// A tick is also the time between two heartbeats, so that those of all groups leave in one message.
+/// A tick is also the time between two heartbeats, so that those of all groups of a loop leave in one message.
 const HEARTBEAT_TICKS: usize = 1;
 
 /// What a driver needs to know of its node.
@@ -183,6 +183,8 @@ struct Driver<S: StateMachine> {
     /// Leadership has been given up because the disk is slow.
     retired: bool,
     handing_over: Option<(u64, Vec<oneshot::Sender<()>>)>,
+    /// The node stops: nothing is led here any more.
+    stopping: bool,
     failure: Option<DriverError>,
 }
 
@@ -281,6 +283,7 @@ pub async fn start<S: StateMachine>(
             over_cap_since: 0,
             retired: false,
             handing_over: None,
+            stopping: false,
             failure: None,
         };
         driver.recover(share).await?;
@@ -288,21 +291,22 @@ pub async fn start<S: StateMachine>(
         driver.share_caches();
         drivers.push((driver, Sources { reports, peer_events, jobs: jobs_end }, to_it));
     }
-    remove_leftovers(&*disk, &options.groups_dir, &known).await;
+    remove_leftovers(&*disk, &options.groups_dir, &known, &log).await;
     let (to_loops, reasons): (Vec<LoopHandle<S>>, Vec<_>) = drivers.into_iter().map(Driver::spawn).unzip();
     let ended = select_all(reasons).map(|(reason, ..)| reason.unwrap_or(DriverError::Gone));
     Ok((DriverHandle::new(to_loops), ended.boxed()))
 }
 
 /// Removes the directories of groups that a crash left behind: their tombstone was durable, or their creation was not.
-async fn remove_leftovers(disk: &dyn Disk, groups_dir: &Path, known: &BTreeSet<GroupId>) {
+async fn remove_leftovers(disk: &dyn Disk, groups_dir: &Path, known: &BTreeSet<GroupId>, log: &Logger) {
     let Ok(paths) = disk.list(groups_dir).await else { return };
     for path in paths {
         let group = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
         if group.is_some_and(|group| !known.contains(&GroupId(group))) {
             reached!("files of an unknown group removed at the start");
-            // What stays behind is found again at the next start.
-            let _ = disk.remove_dir_all(&path).await;
+            if let Err(error) = disk.remove_dir_all(&path).await {
+                warn!(log, "files of a removed group stay behind"; "reason" => %error);
+            }
         }
     }
 }
