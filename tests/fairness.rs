@@ -1,4 +1,4 @@
-//! Nobody waits for what is another's: a partition under load, a node that hangs.
+//! Nobody waits for what is another's, or keeps it in memory: a partition under load, a node that hangs.
 //!
 //! Ratios within one run: what a machine takes for an append says nothing here, what an append takes beside another does.
 
@@ -15,6 +15,8 @@ mod tests {
     const LONE_PART_MAX: f64 = 0.4;
     /// With one node of three hung at least this part of the records is appended. There is less to do, if anything.
     const HUNG_PART_MIN: f64 = 0.5;
+    /// What a node holds beside a flood, at most: what it starts with, what the flood has under way, and its few caches.
+    const RESIDENT_BYTES_MAX: u64 = 256 << 20;
 
     fn number(measured: &Value, key: &str) -> f64 {
         measured[key].as_f64().unwrap_or_else(|| panic!("{key} is no number in {measured}"))
@@ -45,6 +47,25 @@ mod tests {
         let (busy_ms, lone_ms) = (number(&busy, "p50_ms"), number(&lone, "p50_ms"));
         assert!(number(&lone, "records") > 20.0, "{lone}");
         assert!(lone_ms < LONE_PART_MAX * busy_ms, "alone it takes {lone_ms} ms, among many {busy_ms} ms");
+    }
+
+    /// An entry of a quiet partition arrives in one batch with megabytes of a busy one, and is kept for long: it must not keep the batch.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_quiet_partitions_keep_in_memory_is_their_own() {
+        let cluster = Cluster::start("fairness-memory", 3).await;
+        expect(&cluster.balsa(&["topic", "create", "busy"]), 0, &[]);
+        expect(&cluster.balsa(&["topic", "create", "quiet", "--partitions", "32"]), 0, &[]);
+        let flood = ["--topic", "busy", "--batch", "500", "--record-bytes", "1024", "--in-flight", "32"];
+        let drip = ["--topic", "quiet", "--partitions", "32", "--rate", "500", "--in-flight", "256"];
+        std::thread::scope(|scope| {
+            scope.spawn(|| bench(&cluster, &[&flood[..], &["--duration", "4s"]].concat()));
+            let quiet = bench(&cluster, &[&drip[..], &["--duration", "4s"]].concat());
+            assert!(number(&quiet, "records") > 1_000.0, "{quiet}");
+        });
+        for node in &cluster.nodes {
+            let held = node.resident_bytes();
+            assert!(held < RESIDENT_BYTES_MAX, "node {} holds {held} bytes", node.id);
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -886,9 +886,9 @@ impl Strikes {
         self.event(0, "calm", || format!("disks are full: {full}, {share:.2} of the reserve is left"));
     }
 
-    /// How often each machine was started.
-    pub fn lives(&self) -> Vec<u32> {
-        self.machines.iter().map(|machine| machine.life()).collect()
+    /// How often each machine was started, and whether it runs.
+    pub fn lives(&self) -> Vec<(u32, bool)> {
+        self.machines.iter().map(|machine| (machine.life(), machine.is_running())).collect()
     }
 
     /// Cuts a node off from all others, not from clients.

@@ -5,6 +5,9 @@
 //! an idle link costs nothing.
 //!
 //! Refuses a message whose sender is not a replica on the node that shook hands: Raft believes what it is stepped with.
+//!
+//! What a batch decodes to shares the memory of the whole batch, and logs keep their newest entries for long. So what is small beside its batch
+//! gets memory of its own here: else an entry of a quiet partition keeps the megabyte of a busy one that it came with.
 
 use super::directory::Peer;
 use super::handshake::{check_caller, misattributed, HandshakeError};
@@ -13,6 +16,7 @@ use super::{closed, PeerEvent, Shared, GREETING_TIMEOUT};
 use crate::ids::TimestampMs;
 use crate::limits;
 use crate::reached;
+use bytes::Bytes;
 use prost::Message;
 use slog::{debug, warn};
 use std::pin::pin;
@@ -29,6 +33,11 @@ const ACK_BATCHES: u64 = limits::LINK_WINDOW_BATCHES as u64 / 4;
 const ACK_BYTES: usize = limits::LINK_WINDOW_BYTES / 4;
 /// How long the first unacknowledged batch waits at most, on a stream with little traffic.
 const QUIET: Duration = Duration::from_millis(300);
+
+/// What is kept shares the memory it came in if that is at most so many times as large: what logs keep is bounded by its own bytes.
+const KEPT_MEMORY_TIMES_MAX: usize = 4;
+/// The memory that a batch lies in is at least so large: what else arrived lies in it, too.
+const RECEIVED_BYTES_MIN: usize = 64 << 10;
 
 /// The answers of a link.
 pub(super) type LinkStream = ReceiverStream<Result<wire::LinkReply, Status>>;
@@ -140,13 +149,14 @@ impl Inbound {
         }
     }
 
-    async fn deliver(&mut self, batch: wire::Batch) -> Result<(), String> {
+    async fn deliver(&mut self, mut batch: wire::Batch) -> Result<(), String> {
         if let Some(wrong) = misattributed(self.shared.me.node_id, self.peer.node, &batch.messages) {
             warn!(self.shared.log, "link refused"; "node" => %self.peer.node, "reason" => &wrong);
             let _ = self.replies.try_send(Err(Status::invalid_argument(&wrong)));
             return Err(wrong);
         }
         let bytes = batch.encoded_len();
+        part_small(&mut batch.messages, bytes);
         let event = PeerEvent::Messages {
             from: self.peer.node,
             messages: batch.messages,
@@ -172,5 +182,61 @@ impl Inbound {
         }
         self.unacknowledged = 0;
         self.unacknowledged_bytes = 0;
+    }
+}
+
+/// Gives what is small beside the batch memory of its own.
+fn part_small(messages: &mut [wire::GroupMessage], batch_bytes: usize) {
+    let shared_min = batch_bytes.max(RECEIVED_BYTES_MIN) / KEPT_MEMORY_TIMES_MAX;
+    let part = |bytes: &mut Bytes| {
+        if !bytes.is_empty() && bytes.len() < shared_min {
+            *bytes = Bytes::copy_from_slice(bytes);
+        }
+    };
+    for message in messages.iter_mut().filter_map(|wrapped| wrapped.message.as_mut()) {
+        for entry in &mut message.entries {
+            part(&mut entry.data);
+            part(&mut entry.context);
+        }
+        if let Some(snapshot) = &mut message.snapshot {
+            part(&mut snapshot.data);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raft::eraftpb::{self, Entry, Snapshot};
+
+    #[test]
+    fn what_is_small_beside_its_batch_does_not_keep_it_in_memory() {
+        let entry = |bytes: usize| Entry { data: vec![7; bytes].into(), ..Entry::default() };
+        let snapshot = Snapshot { data: vec![9; 100].into(), ..Snapshot::default() };
+        let messages = [
+            eraftpb::Message { entries: vec![entry(300 << 10), entry(300)], ..eraftpb::Message::default() },
+            eraftpb::Message { snapshot: Some(snapshot), ..eraftpb::Message::default() },
+        ];
+        let wrap = |message: eraftpb::Message| wire::GroupMessage { group: 1, message: Some(Box::new(message)) };
+        let sent = wire::Batch { messages: messages.into_iter().map(wrap).collect(), ..wire::Batch::default() };
+        let memory = Bytes::from(sent.encode_to_vec());
+        let mut came = wire::Batch::decode(memory.clone()).expect("what was encoded decodes");
+        assert!(!memory.is_unique(), "what is decoded shares the memory");
+        part_small(&mut came.messages, memory.len());
+        assert_eq!(came, sent);
+        let mut entries = came.messages[0].message.take().expect("it is there").entries;
+        let large = entries.remove(0);
+        assert!(!memory.is_unique(), "the large one is not copied");
+        drop(large);
+        assert!(memory.is_unique(), "what is left has memory of its own: {} and {:?}", entries.len(), came.messages[1]);
+    }
+
+    #[test]
+    fn an_entry_that_came_alone_in_a_large_buffer_does_not_keep_it_either() {
+        let memory = Bytes::from(vec![1; RECEIVED_BYTES_MIN]);
+        let entry = eraftpb::Entry { data: memory.slice(..100), ..eraftpb::Entry::default() };
+        let message = eraftpb::Message { entries: vec![entry], ..eraftpb::Message::default() };
+        part_small(&mut [wire::GroupMessage { group: 1, message: Some(Box::new(message)) }], 150);
+        assert!(memory.is_unique());
     }
 }
