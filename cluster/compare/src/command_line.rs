@@ -15,7 +15,8 @@ use std::time::Duration;
 For each peer its cluster and Balsa's are started, and loaded in turns, round by round; then both are killed and their data
 removed. The table goes to standard output, progress to standard error. A peer that is not installed is named and skipped.
 
-Peers: bound, etcd, rabbitmq, zookeeper, nats, nats-default, rabbitmq-stream. The last two acknowledge before they sync.
+Peers: bound, bound-grpc, etcd, rabbitmq, zookeeper, nats, nats-default, rabbitmq-stream. The last two acknowledge
+before they sync.
 Rows:  unary-64, unary-1000, one, stream-64, stream-1000, batch-100, kib-batch.
 
 Examples:
@@ -116,6 +117,9 @@ pub enum Hidden {
         /// The other two, if this is the first
         #[arg(long, num_args = 2)]
         followers: Vec<SocketAddr>,
+        /// Whether clients come over gRPC, if this is the first
+        #[arg(long)]
+        grpc: bool,
     },
 }
 

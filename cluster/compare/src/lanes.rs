@@ -48,8 +48,7 @@ pub async fn drive<L: Lane>(
     probe: CpuProbe,
 ) -> Result<Measured, Failure> {
     let window = Window::begin(timing);
-    let mut acks = Vec::new();
-    let mut tasks = JoinSet::new();
+    let (mut acks, mut tasks) = (Vec::new(), JoinSet::new());
     for (lane, share) in lanes {
         let (lane, noted) = (Arc::new(lane), Arc::new(Mutex::new(Acks::default())));
         for _ in 0..share {
@@ -57,15 +56,27 @@ pub async fn drive<L: Lane>(
         }
         acks.push(noted);
     }
+    gather(tasks, acks, window, probe).await
+}
+
+/// Waits for client tasks that end with the window, and measures what they noted.
+///
+/// # Errors
+/// The first task's that fails.
+pub async fn gather(
+    mut tasks: JoinSet<Result<(), Failure>>,
+    acks: Vec<Arc<Mutex<Acks>>>,
+    window: Window,
+    probe: CpuProbe,
+) -> Result<Measured, Failure> {
     let all = async {
         while let Some(ended) = tasks.join_next().await {
             ended.map_err(|error| Failure::of("a client task", error))??;
         }
         Ok::<(), Failure>(())
     };
-    let patience = timing.warmup + timing.measured + GRACE;
     let all = async {
-        let all = tokio::time::timeout(patience, all).await;
+        let all = tokio::time::timeout_at(window.end() + GRACE, all).await;
         all.unwrap_or_else(|_| Err(Failure::Failed(format!("appends were not answered within {GRACE:?}"))))
     };
     let ((), cpu) = tokio::try_join!(all, async { Ok(window.cpu(probe).await) })?;

@@ -6,7 +6,7 @@
 //! | `rows` | what is measured: the loads, and whom each is put to |
 //! | `run` | the order of things: who is started when, whose turn it is; the only module that decides it |
 //! | `peers` | one file for each peer: how its cluster is started and loaded |
-//! | `bound` | three processes that write, sync and acknowledge, and nothing else |
+//! | `bound` | three processes that write, sync and acknowledge, and nothing else; over plain TCP, or over gRPC |
 //! | `load`, `lanes` | closed loops, windows of time, latencies |
 //! | `ground`, `servers` | the directory and the ports; processes, what they cost and their end |
 //! | `outcome`, `statistics`, `table` | what was seen, and how it is shown |

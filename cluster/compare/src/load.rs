@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Longest latency told apart, in microseconds.
 const LATENCY_MAX_US: u64 = 120_000_000;
 
-/// How Balsa's client asks. Peers know but one way, whatever this says.
+/// How Balsa's client asks, and that of the bound over gRPC. Other peers know but one way, whatever this says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// One call for each append.
@@ -75,6 +75,10 @@ impl Window {
 
     pub fn is_over(&self, at: Instant) -> bool {
         at >= self.to
+    }
+
+    pub fn end(&self) -> tokio::time::Instant {
+        self.to.into()
     }
 
     pub fn length(&self) -> Duration {

@@ -1,6 +1,6 @@
 //! Compares Balsa with its peers; see the library's modules and `docs/comparing.md`.
 
-use balsa_compare::bound::node;
+use balsa_compare::bound::{grpc, node};
 use balsa_compare::command_line::{CommandLine, Format, Hidden, Options};
 use balsa_compare::failure::Failure;
 use balsa_compare::outcome::Outcome;
@@ -30,9 +30,10 @@ fn main() -> ExitCode {
 }
 
 fn bound_node(hidden: Hidden) -> Result<(), Failure> {
-    let Hidden::BoundNode { listen, file, followers } = hidden;
+    let Hidden::BoundNode { listen, file, followers, grpc } = hidden;
     let listener = TcpListener::bind(listen).map_err(Failure::io(format!("listen on {listen}")))?;
     let ended = match <[_; 2]>::try_from(followers) {
+        Ok(followers) if grpc => grpc::server::lead(listener, followers, file),
         Ok(followers) => node::lead(listener, followers, &file),
         Err(_) => node::follow(&listener, &file),
     };

@@ -14,13 +14,13 @@ pub struct Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Against {
     Everybody,
-    /// Only the bound: a question about our own distance from the disk.
-    Bound,
+    /// Only the bounds: a question about our own distance from the disk.
+    Bounds,
 }
 
 impl Row {
     pub fn is_for(&self, peer: &str) -> bool {
-        self.against == Against::Everybody || peer == "bound"
+        self.against == Against::Everybody || matches!(peer, "bound" | "bound-grpc")
     }
 }
 
@@ -36,7 +36,7 @@ pub const ROWS: &[Row] = &[
         key: "kib-batch",
         title: "batches of 100 records of 1 KiB, 32 in flight",
         load: Load { mode: Mode::Stream, in_flight: 32, batch: 100, record_bytes: 1024 },
-        against: Against::Bound,
+        against: Against::Bounds,
     },
 ];
 

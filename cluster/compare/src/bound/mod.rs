@@ -10,9 +10,11 @@
 //! first -> others    round u64 | bytes u32 | bytes  what came since the last round
 //! others -> first    round u64                      synced up to this round
 //! ```
-//! All numbers are little-endian.
+//! All numbers are little-endian. `grpc` is the same with another way from clients to the first node.
 
 pub mod client;
+pub mod grpc;
 mod inbox;
 pub mod node;
 mod rounds;
+mod shared;

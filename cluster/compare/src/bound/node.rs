@@ -4,21 +4,18 @@
 //! ends when what it needs is gone.
 
 use super::inbox::Inbox;
-use super::rounds::{Counts, Rounds};
-use std::collections::BTreeMap;
+use super::shared::{Shared, HEAD};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Bytes of each node's file; it is overwritten from its start when it is full.
 const FILE_BYTES: usize = 64 << 20;
-/// Number and length in front of a round's bytes.
-const HEAD: usize = 12;
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs a follower: takes rounds from one connection, answers each when it is synced. Returns when the first node is gone.
@@ -46,13 +43,24 @@ pub fn follow(listener: &TcpListener, file: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Runs the first node: takes requests, makes rounds of them, acknowledges at two of three syncs. Returns when it fails.
+/// Runs the first node for clients over plain TCP. Returns when it fails.
 ///
 /// # Errors
-/// The disk's or the socket's; `TimedOut` if a follower is not there.
+/// Those of `run_rounds`.
 pub fn lead(listener: TcpListener, followers: [SocketAddr; 2], file: &Path) -> io::Result<()> {
-    let mut disk = ZeroedFile::create(file)?;
     let shared = Arc::new(Shared::default());
+    let doors = shared.clone();
+    thread::spawn(move || take_clients(&doors, &listener));
+    run_rounds(&shared, followers, file)
+}
+
+/// Makes rounds of what clients ask for, however it came, and has them acknowledged at two of three syncs. Returns when it
+/// fails.
+///
+/// # Errors
+/// The disk's or a follower's socket's; the one of connecting if a follower is not there.
+pub(super) fn run_rounds(shared: &Arc<Shared>, followers: [SocketAddr; 2], file: &Path) -> io::Result<()> {
+    let mut disk = ZeroedFile::create(file)?;
     let mut links = Vec::new();
     for (number, address) in followers.into_iter().enumerate() {
         let link = connect(address)?;
@@ -60,15 +68,13 @@ pub fn lead(listener: TcpListener, followers: [SocketAddr; 2], file: &Path) -> i
         thread::spawn(move || take_syncs(&shared, number + 1, answers));
         links.push(link);
     }
-    let doors = shared.clone();
-    thread::spawn(move || take_clients(&doors, &listener));
     let mut message = Vec::new();
     for round in 1.. {
         let requests = shared.next_requests(&mut message);
         message[..8].copy_from_slice(&u64::to_le_bytes(round));
         let bytes = (message.len() - HEAD) as u32;
         message[8..HEAD].copy_from_slice(&bytes.to_le_bytes());
-        lock(&shared.rounds).begin(round, requests);
+        shared.begin(round, requests);
         for link in &mut links {
             link.write_all(&message)?;
         }
@@ -79,59 +85,6 @@ pub fn lead(listener: TcpListener, followers: [SocketAddr; 2], file: &Path) -> i
     Ok(())
 }
 
-#[derive(Default)]
-struct Shared {
-    pending: Mutex<Pending>,
-    arrived: Condvar,
-    rounds: Mutex<Rounds>,
-    clients: Mutex<BTreeMap<usize, TcpStream>>,
-}
-
-/// Requests that no round has taken yet. Bounded by what clients keep in flight.
-#[derive(Default)]
-struct Pending {
-    bytes: Vec<u8>,
-    requests: Counts,
-}
-
-impl Shared {
-    /// Waits for requests and takes all there are into `message`, behind room for the round's head. The two buffers change
-    /// places: new ones would cost more than the copying, page by page.
-    fn next_requests(&self, message: &mut Vec<u8>) -> Counts {
-        message.clear();
-        let mut pending = lock(&self.pending);
-        while pending.requests.is_empty() {
-            pending = self.arrived.wait(pending).unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
-        std::mem::swap(&mut pending.bytes, message);
-        std::mem::take(&mut pending.requests)
-    }
-
-    fn add_requests(&self, connection: usize, bytes: &[u8], count: u32) {
-        let mut pending = lock(&self.pending);
-        if pending.bytes.is_empty() {
-            pending.bytes.resize(HEAD, 0);
-        }
-        pending.bytes.extend_from_slice(bytes);
-        *pending.requests.entry(connection).or_default() += count;
-        self.arrived.notify_one();
-    }
-
-    fn synced(&self, node: usize, round: u64) {
-        let acknowledged = lock(&self.rounds).synced(node, round);
-        if acknowledged.is_empty() {
-            return;
-        }
-        let mut clients = lock(&self.clients);
-        for (connection, count) in acknowledged {
-            // A client that is gone has nobody to tell; its reader takes it off the list.
-            if let Some(client) = clients.get_mut(&connection) {
-                let _ = client.write_all(&count.to_le_bytes());
-            }
-        }
-    }
-}
-
 fn take_syncs(shared: &Shared, node: usize, mut answers: TcpStream) {
     let mut round = [0; 8];
     while answers.read_exact(&mut round).is_ok() {
@@ -140,24 +93,33 @@ fn take_syncs(shared: &Shared, node: usize, mut answers: TcpStream) {
 }
 
 fn take_clients(shared: &Arc<Shared>, listener: &TcpListener) {
-    for (connection, client) in listener.incoming().enumerate() {
+    for client in listener.incoming() {
         let Ok(client) = client else { continue };
         let shared = shared.clone();
         thread::spawn(move || {
-            let _ = take_requests(&shared, connection, client);
-            lock(&shared.clients).remove(&connection);
+            let _ = take_requests(&shared, client);
         });
     }
 }
 
-fn take_requests(shared: &Shared, connection: usize, client: TcpStream) -> io::Result<()> {
+fn take_requests(shared: &Shared, client: TcpStream) -> io::Result<()> {
     client.set_nodelay(true)?;
-    lock(&shared.clients).insert(connection, client.try_clone()?);
+    let mut answers = client.try_clone()?;
+    let number = shared.join(move |count| {
+        // A client that is gone has nobody to tell; its reader, below, takes it off the list.
+        let _ = answers.write_all(&count.to_le_bytes());
+    });
+    let ended = pass_requests_on(shared, number, &client);
+    shared.leave(number);
+    ended
+}
+
+fn pass_requests_on(shared: &Shared, number: usize, client: &TcpStream) -> io::Result<()> {
     let mut inbox = Inbox::default();
-    while inbox.fill(&client)? {
+    while inbox.fill(client)? {
         let (whole, count) = whole_requests(inbox.bytes());
         if count > 0 {
-            shared.add_requests(connection, &inbox.bytes()[..whole], count);
+            shared.add_requests(number, count, |pending| pending.extend_from_slice(&inbox.bytes()[..whole]));
             inbox.used(whole);
         }
     }
@@ -200,10 +162,6 @@ fn connect(address: SocketAddr) -> io::Result<TcpStream> {
             Err(_) => thread::sleep(Duration::from_millis(10)),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// A file whose blocks are all written before the first round: overwriting them changes no metadata, which halves a sync.

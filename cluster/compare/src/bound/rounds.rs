@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// Requests of one client connection, by its number.
+/// Requests of each client, by the number it got when it joined.
 pub type Counts = BTreeMap<usize, u32>;
 
 /// Rounds that are not on two of three disks yet.
@@ -28,8 +28,8 @@ impl Rounds {
         let mut acknowledged = Counts::new();
         while self.waiting.front().is_some_and(|(round, _)| *round <= durable) {
             let Some((_, requests)) = self.waiting.pop_front() else { break };
-            for (connection, count) in requests {
-                *acknowledged.entry(connection).or_default() += count;
+            for (client, count) in requests {
+                *acknowledged.entry(client).or_default() += count;
             }
         }
         acknowledged

@@ -1,7 +1,7 @@
-//! The bound's three processes: this program, started as something else.
+//! The bound's three processes: this program, started as something else. Clients reach the first over plain TCP or gRPC.
 
 use super::{until_ready, Peer};
-use crate::bound::client;
+use crate::bound::{client, grpc};
 use crate::command_line::Options;
 use crate::failure::Failure;
 use crate::ground::{free_ports, local, Ground};
@@ -18,8 +18,16 @@ use tokio::net::TcpStream;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How clients reach the first node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    Tcp,
+    Grpc,
+}
+
 #[derive(Debug)]
 pub struct Bound {
+    over: Over,
     program: Option<PathBuf>,
     connections: usize,
     first: SocketAddr,
@@ -27,8 +35,9 @@ pub struct Bound {
 }
 
 impl Bound {
-    pub fn new(options: &Options) -> Bound {
-        Bound { program: None, connections: options.connections as usize, first: local(0), servers: Servers::default() }
+    pub fn new(options: &Options, over: Over) -> Bound {
+        let connections = options.connections as usize;
+        Bound { over, program: None, connections, first: local(0), servers: Servers::default() }
     }
 
     /// With this program for its nodes, where it is not the one that runs.
@@ -40,11 +49,17 @@ impl Bound {
 #[async_trait]
 impl Peer for Bound {
     fn key(&self) -> &'static str {
-        "bound"
+        match self.over {
+            Over::Tcp => "bound",
+            Over::Grpc => "bound-grpc",
+        }
     }
 
     fn title(&self) -> &'static str {
-        "the bound"
+        match self.over {
+            Over::Tcp => "the bound",
+            Over::Grpc => "the bound over gRPC",
+        }
     }
 
     fn elects(&self) -> bool {
@@ -69,17 +84,22 @@ impl Peer for Bound {
             node.arg(dir.join(format!("node{}", number + 1)));
             if number == 0 {
                 node.args(["--followers", &addresses[1].to_string(), &addresses[2].to_string()]);
+                node.args((self.over == Over::Grpc).then_some("--grpc"));
             }
-            let name = format!("the bound's node {}", number + 1);
+            let name = format!("{}, node {}", self.title(), number + 1);
             self.servers.start(&name, dir.join(format!("node{}.log", number + 1)), &mut node)?;
         }
         self.first = addresses[0];
-        let first = self.first;
-        until_ready(&mut self.servers, PATIENCE, || append_one(first)).await
+        let (over, first) = (self.over, self.first);
+        until_ready(&mut self.servers, PATIENCE, || append_one(over, first)).await
     }
 
     async fn load(&mut self, load: &Load, timing: Timing) -> Result<Measured, Failure> {
-        client::drive(self.first, load, self.connections, timing, self.servers.cpu()).await
+        let (first, connections, probe) = (self.first, self.connections, self.servers.cpu());
+        match self.over {
+            Over::Tcp => client::drive(first, load, connections, timing, probe).await,
+            Over::Grpc => grpc::client::drive(first, load, connections, timing, probe).await,
+        }
     }
 
     async fn leader(&mut self) -> Result<usize, Failure> {
@@ -87,7 +107,7 @@ impl Peer for Bound {
     }
 
     async fn attempt(&mut self, _node: usize) -> Result<(), Failure> {
-        append_one(self.first).await
+        append_one(self.over, self.first).await
     }
 
     fn servers(&mut self) -> &mut Servers {
@@ -95,7 +115,14 @@ impl Peer for Bound {
     }
 }
 
-async fn append_one(first: SocketAddr) -> Result<(), Failure> {
+async fn append_one(over: Over, first: SocketAddr) -> Result<(), Failure> {
+    match over {
+        Over::Tcp => append_one_plainly(first).await,
+        Over::Grpc => grpc::client::append_one(first).await,
+    }
+}
+
+async fn append_one_plainly(first: SocketAddr) -> Result<(), Failure> {
     let failed = |error| Failure::of("the bound", error);
     let mut node = TcpStream::connect(first).await.map_err(failed)?;
     node.write_all(&[1, 0, 0, 0, b'a']).await.map_err(failed)?;

@@ -8,7 +8,7 @@ mod rabbitmq;
 mod zookeeper;
 
 pub use balsa::Balsa;
-pub use bound::Bound;
+pub use bound::{Bound, Over};
 
 use crate::command_line::Options;
 use crate::failure::Failure;
@@ -87,7 +87,8 @@ pub trait Peer: Send {
 /// All peers that Balsa is compared with, in the table's order.
 pub fn all(options: &Options) -> Vec<Box<dyn Peer>> {
     vec![
-        Box::new(Bound::new(options)),
+        Box::new(Bound::new(options, Over::Tcp)),
+        Box::new(Bound::new(options, Over::Grpc)),
         Box::new(etcd::Etcd::new(options)),
         Box::new(rabbitmq::RabbitMq::new(options, rabbitmq::Kind::QuorumQueue)),
         Box::new(zookeeper::ZooKeeper::new(options)),
@@ -98,7 +99,8 @@ pub fn all(options: &Options) -> Vec<Box<dyn Peer>> {
 }
 
 /// Keys of all peers.
-pub const KEYS: &[&str] = &["bound", "etcd", "rabbitmq", "zookeeper", "nats", "nats-default", "rabbitmq-stream"];
+pub const KEYS: &[&str] =
+    &["bound", "bound-grpc", "etcd", "rabbitmq", "zookeeper", "nats", "nats-default", "rabbitmq-stream"];
 
 /// Tries until it succeeds, watching that no server dies meanwhile.
 ///
