@@ -335,4 +335,8 @@ impl DiskFile for GatedFile {
     fn fill_zero(&self, position: u64, len: u64) -> BoxFuture<io::Result<()>> {
         self.gated(OperationKind::Write, move |file| file.fill_zero(position, len))
     }
+
+    fn allocate(&self, position: u64, len: u64) -> BoxFuture<io::Result<()>> {
+        self.fill_zero(position, len)
+    }
 }

@@ -213,15 +213,17 @@ impl DiskFile for RealFile {
     }
 
     fn fill_zero(&self, position: u64, len: u64) -> BoxFuture<io::Result<()>> {
+        self.run(move |opened| opened.fill_zero(position, len))
+    }
+
+    fn allocate(&self, position: u64, len: u64) -> BoxFuture<io::Result<()>> {
         self.run(move |opened| {
-            let end = position + len;
-            let mut at = position;
-            while at < end {
-                let piece = (end - at).min(ZEROS_LEN as u64) as usize;
-                opened.write_aligned(at, &ZEROS.0[..piece])?;
-                at += piece as u64;
+            // What lies there already would stay as it is.
+            let beyond = opened.file.metadata()?.len() <= position;
+            if beyond && reserve(&opened.file, position, len)? {
+                return Ok(());
             }
-            Ok(())
+            opened.fill_zero(position, len)
         })
     }
 }
@@ -244,6 +246,17 @@ impl Opened {
             at += part.len();
         }
         self.write_aligned(position, whole)
+    }
+
+    fn fill_zero(&self, position: u64, len: u64) -> io::Result<()> {
+        let end = position + len;
+        let mut at = position;
+        while at < end {
+            let piece = (end - at).min(ZEROS_LEN as u64) as usize;
+            self.write_aligned(at, &ZEROS.0[..piece])?;
+            at += piece as u64;
+        }
+        Ok(())
     }
 
     /// Writes aligned memory, past the page cache if that can be.
@@ -277,6 +290,25 @@ fn open_direct(path: &Path) -> Option<File> {
 #[cfg(not(target_os = "linux"))]
 fn open_direct(_path: &Path) -> Option<File> {
     None
+}
+
+/// Has the file system set room aside; false if it can't.
+#[cfg(target_os = "linux")]
+fn reserve(file: &File, position: u64, len: u64) -> io::Result<bool> {
+    use rustix::io::Errno;
+    loop {
+        match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), position, len) {
+            Ok(()) => return Ok(true),
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reserve(_file: &File, _position: u64, _len: u64) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Reads `len` bytes, or as many as there are before the end of the file.

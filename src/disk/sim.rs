@@ -575,4 +575,8 @@ impl DiskFile for SimFile {
     fn fill_zero(&self, position: u64, len: u64) -> BoxFuture<io::Result<()>> {
         self.change(self.operation(OperationKind::Write, position, len), vec![Change::Zero { position, len }])
     }
+
+    fn allocate(&self, position: u64, len: u64) -> BoxFuture<io::Result<()>> {
+        self.fill_zero(position, len)
+    }
 }

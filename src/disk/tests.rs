@@ -104,6 +104,11 @@ async fn lengths_and_zeros(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     assert_eq!(&file.read_at(0, 100).await?[..], [&[7][..], &[0; 19]].concat());
     file.fill_zero(20, 10).await?;
     assert_eq!(file.len().await?, 30);
+    file.allocate(30, 70_000).await?;
+    file.write_at(40, vec![Bytes::from_static(b"within")]).await?;
+    assert_eq!(&file.read_at(10, 1 << 20).await?[..], [&[0; 30][..], b"within", &vec![0; 69_984]].concat());
+    file.allocate(38, 4).await?;
+    assert_eq!(&file.read_at(36, 12).await?[..], b"\0\0\0\0\0\0thin\0\0", "what lay there went");
     Ok(())
 }
 

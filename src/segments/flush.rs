@@ -14,7 +14,7 @@ use bytes::Bytes;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A segment file grows by as much as it holds, within these bounds: ahead of the frames, in zeros.
+/// A segment file grows by as much as it holds, within these bounds: ahead of the frames, which can't fail for want of room then.
 const ALLOCATE_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 20);
 
 /// The index beside the active segment is written anew when it has grown by so many of its entries.
@@ -233,7 +233,7 @@ impl Part {
         if self.seal.is_none() && self.end > self.allocated {
             let ahead = self.end.clamp(*ALLOCATE_BYTES.start(), *ALLOCATE_BYTES.end());
             let len = self.end + ahead - self.allocated;
-            file.fill_zero(self.allocated, len).await.map_err(|error| SegmentsError::write(&path, error))?;
+            file.allocate(self.allocated, len).await.map_err(|error| SegmentsError::write(&path, error))?;
             self.allocated += len;
         }
         let bytes = std::mem::take(&mut self.bytes);

@@ -239,7 +239,11 @@ impl Ring {
         let turn = self.injections.entry(places[0].1).or_default();
         let (site, call) = places[*turn % places.len()];
         *turn += 1;
-        let error = if call.starts_with("pwrite") && self.random.gen_bool(0.5) { "ENOSPC" } else { "EIO" };
+        let error = if ["pwrite64", "pwritev", "fallocate"].contains(&call) && self.random.gen_bool(0.5) {
+            "ENOSPC"
+        } else {
+            "EIO"
+        };
         let when = self.random.gen_range(1..=site.calls_max());
         let what = format!("{error} of {} at {site:?}", call.trim_matches(['/', '^']));
 
@@ -248,7 +252,7 @@ impl Ring {
         let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
         let file = self.cluster.scratch.0.join("injected");
         let _ = fs::remove_file(&file);
-        let others = ["fdatasync", "fsync", "pwrite64", "pwritev"];
+        let others = ["fdatasync", "fsync", "pwrite64", "pwritev", "fallocate"];
         // What fails may come only with a base that moves, or a file that is full.
         self.load.burst(site != Site::Journal);
         self.cluster.nodes[victim].wrapped_in = trace::failing(call, error, when, &paths, &others, &file);
@@ -395,6 +399,7 @@ const SYNCS: &[(Site, &str)] = &[
 const WRITES: &[(Site, &str)] = &[
     (Site::Journal, "pwrite64"),
     (Site::Segments, "pwritev"),
+    (Site::Segments, "fallocate"),
     (Site::Marks, "pwrite64"),
     (Site::JournalIdentity, "pwrite64"),
     (Site::Journal, "pwrite64"),
