@@ -86,6 +86,12 @@ impl Hosted {
         self.members().all(|member| member == self.id || nodes.contains(&member.node().0))
     }
 
+    /// Whether files would go if a base with the agreed start of the log were durable.
+    pub fn trims(&self) -> bool {
+        let start = self.replica.machine().log_start();
+        start > self.durable_start && self.segments.holds_only_below(start)
+    }
+
     fn members(&self) -> impl Iterator<Item = ReplicaId> + '_ {
         let conf = self.replica.conf_state();
         let ids = [&conf.voters, &conf.voters_outgoing, &conf.learners, &conf.learners_next];
@@ -325,7 +331,8 @@ impl Process {
 
     fn flush_if_worth_it(&mut self, group: GroupId, shared: &mut Shared) {
         let Some(hosted) = self.groups.get(&group) else { return };
-        let worth_it = hosted.base_wanted || hosted.segments.unsynced_bytes() >= shared.options.base_move_bytes;
+        let grown = hosted.segments.unsynced_bytes() >= shared.options.base_move_bytes;
+        let worth_it = hosted.base_wanted || hosted.trims() || grown;
         if worth_it && !hosted.flushing && !hosted.no_space && hosted.replica.applied_index() > hosted.recorded_base {
             self.start_base_move(group, shared);
         }
@@ -336,6 +343,11 @@ impl Process {
         let nothing_new = hosted.replica.applied_index() <= hosted.recorded_base;
         if hosted.flushing || hosted.held.is_some() || hosted.resetting.is_some() || nothing_new {
             hosted.base_wanted = true;
+            return;
+        }
+        if self.leaves_rest_to_journal && !hosted.trims() {
+            hosted.base_wanted = true;
+            hosted.no_space = true;
             return;
         }
         hosted.base_wanted = false;

@@ -475,6 +475,10 @@ impl World {
             at.rotted_at = self.shared.now;
             // Of two that rot while a node is down, one may be what proves the other's end.
             let unproven = !at.was_marked || at.rots > 1;
+            let is_in = |(file, from, bytes): &(PathBuf, u64, u64)| {
+                *file == path && (class == FaultClass::RotFile || (*from..from + bytes).contains(&place))
+            };
+            at.last_rounds_struck |= at.last_rounds.iter().any(is_in);
             at.rotted_unmarked |= unproven && path.starts_with(super::disk::JOURNAL_DIR);
             if at.rotted_unmarked {
                 self.shared.rules.node_down(node, crate::rules::Down::Damaged);

@@ -138,6 +138,7 @@ pub struct Process {
     over_cap: bool,
     pub retired: bool,
     pub reserve_reached: bool,
+    pub leaves_rest_to_journal: bool,
     free_bytes: u64,
     pub failure: Option<Failure>,
     /// Segments that were found damaged.
@@ -223,6 +224,7 @@ impl Process {
             over_cap: false,
             retired: false,
             reserve_reached: false,
+            leaves_rest_to_journal: false,
             free_bytes: u64::MAX,
             failure: None,
             rotten: false,
@@ -459,13 +461,12 @@ impl Process {
         let Some(Ok(free)) = self.disk.free_bytes(&PathBuf::from(GROUPS_DIR)).now_or_never() else { return };
         let reached = free < RESERVE_BYTES;
         self.reserve_reached = reached;
+        self.leaves_rest_to_journal = free < RESERVE_BYTES / 2;
         self.free_bytes = free;
-        if reached {
-            return;
-        }
         let mut retried = Vec::new();
         for (group, hosted) in &mut self.groups {
-            if std::mem::take(&mut hosted.no_space) {
+            if hosted.no_space && (!reached || hosted.trims()) {
+                hosted.no_space = false;
                 self.dirty.insert(*group);
                 retried.extend(hosted.begin_reset(*group));
             }

@@ -54,6 +54,8 @@ pub struct Node {
     pub rots: u32,
     /// A cut of the journal's end would be the rot's doing, not noticed as such: nothing on disk proves otherwise.
     pub rotted_unmarked: bool,
+    /// The rot is in one of its last rounds: of one that fills a sector, and is zeroed, nothing is left to be cut.
+    pub last_rounds_struck: bool,
     /// At its last end all was on record as synced.
     pub was_marked: bool,
     /// How many operations that change its disk its last start took.
@@ -253,7 +255,7 @@ impl World {
                     self.shared.broke("durability-lost", &[node], what);
                 }
                 let at = &self.nodes[node as usize];
-                if cut && at.rotted_unmarked {
+                if at.rotted_unmarked && (cut || at.last_rounds_struck) {
                     // Its last round may be gone, and nobody can tell.
                     self.end(node, End::Kill);
                     self.wipe(node);
@@ -382,6 +384,7 @@ impl World {
         let at = &mut self.nodes[node as usize];
         at.rotted = false;
         at.rotted_unmarked = false;
+        at.last_rounds_struck = false;
         at.rots = 0;
         at.home.generation += 1;
         at.home.is_founded = false;
@@ -542,6 +545,7 @@ impl Node {
             rotted_at: 0,
             rots: 0,
             rotted_unmarked: false,
+            last_rounds_struck: false,
             was_marked: false,
             start_operations: 20,
             last_rounds: VecDeque::new(),

@@ -69,6 +69,12 @@ impl Segments {
         (!dropped.is_empty()).then(|| self.drop_files(dropped))
     }
 
+    /// Whether a whole segment lies below `offset`, and could go once the journal's base lies beyond it.
+    #[must_use]
+    pub fn holds_only_below(&self, offset: Offset) -> bool {
+        self.segments.get(1).is_some_and(|second| second.summary.base_tail <= offset)
+    }
+
     /// A job that removes these segments' files, after those that wait already.
     pub(super) fn drop_files(&self, segments: Vec<Arc<Path>>) -> DropJob {
         self.drops.extend(segments);

@@ -120,6 +120,12 @@ impl<S: StateMachine> Hosted<S> {
         self.members().all(|member| member == self.id || nodes.contains(&member.node()))
     }
 
+    /// Whether files would go if a base with the agreed start of the log were durable.
+    fn trims(&self) -> bool {
+        let start = self.replica.machine().log_start();
+        start > self.durable_start && self.segments.holds_only_below(start)
+    }
+
     fn members(&self) -> impl Iterator<Item = ReplicaId> + '_ {
         let conf = self.replica.conf_state();
         let ids = [&conf.voters, &conf.voters_outgoing, &conf.learners, &conf.learners_next];
@@ -418,7 +424,8 @@ impl<S: StateMachine> Driver<S> {
 
     fn flush_if_worth_it(&mut self, group: GroupId) {
         let Some(hosted) = self.groups.get(&group) else { return };
-        let worth_it = hosted.base_wanted || hosted.segments.unsynced_bytes() >= BASE_MOVE_BYTES;
+        // A trim waits for no more appends: on a full disk there are none, and it is there to make room.
+        let worth_it = hosted.base_wanted || hosted.trims() || hosted.segments.unsynced_bytes() >= BASE_MOVE_BYTES;
         if worth_it && !hosted.flushing && !hosted.no_space && hosted.replica.applied_index() > hosted.recorded_base {
             self.start_base_move(group);
         }
@@ -432,6 +439,14 @@ impl<S: StateMachine> Driver<S> {
         if hosted.flushing || hosted.held.is_some() || hosted.resetting.is_some() || nothing_new {
             reached!("base asked for while it can't move");
             hosted.base_wanted = true;
+            return;
+        }
+        if self.free_bytes < self.options.reserve_bytes / 2 && !hosted.trims() {
+            // Or a follower that a majority leaves behind would fill its disk to the last byte, and its journal, which can't do without
+            // another file now and then, would end the node. What stays in the journal instead is capped.
+            reached!("rest of the disk left to the journal");
+            hosted.base_wanted = true;
+            hosted.no_space = true;
             return;
         }
         hosted.base_wanted = false;
@@ -556,12 +571,12 @@ impl<S: StateMachine> Driver<S> {
         }
         self.health.reserve_reached = reached;
         self.free_bytes = free_bytes;
-        if !reached {
-            for (group, hosted) in &mut self.groups {
-                if std::mem::take(&mut hosted.no_space) {
-                    self.dirty.insert(*group);
-                    hosted.begin_reset(*group, &self.jobs);
-                }
+        for (group, hosted) in &mut self.groups {
+            // A trim makes room, if there is any for its flush: it is tried again with each look.
+            if hosted.no_space && (!reached || hosted.trims()) {
+                hosted.no_space = false;
+                self.dirty.insert(*group);
+                hosted.begin_reset(*group, &self.jobs);
             }
         }
     }
