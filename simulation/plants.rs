@@ -402,6 +402,12 @@ pub const PLANTS: &[Plant] = &[
         worlds: WHOLE,
     },
     Plant {
+        name: "trim-waits-for-appends",
+        what: "what was trimmed stays on disk until enough is appended for a base to move: on a full disk for ever",
+        incident: "ours, found on a full disk: a trim that was agreed on and made no room",
+        worlds: CORE,
+    },
+    Plant {
         name: "hung-disk-leader-goes-on",
         what: "a leader whose sync hangs heartbeats on, and nobody takes its place",
         incident: "Huang et al., Gray Failure, HotOS 2017; CockroachDB's stalled disks that kept their leases",

@@ -104,7 +104,7 @@ impl World {
             return Some(format!("leader {leader} of group {group} applied {} of {}", status.applied, status.last));
         }
         for node in &self.operator.wanted[&group] {
-            let Some(replica) = hosted(*node).map(|hosted| &hosted.replica) else {
+            let Some(Hosted { replica, segments, .. }) = hosted(*node) else {
                 return Some(format!("node {node} hosts no group {group}"));
             };
             if replica.applied_index() != status.applied {
@@ -113,6 +113,12 @@ impl World {
                     replica.applied_index(),
                     status.applied
                 ));
+            }
+            // The catalog has no offsets, and is never trimmed.
+            let start = replica.machine().log_start();
+            let is_trimmed = |(last, tail)| tail > Offset::ZERO && tail <= start && last < replica.applied_index();
+            if segments.oldest_sealed().is_some_and(is_trimmed) {
+                return Some(format!("node {node} keeps a segment of group {group} below its start, {start}"));
             }
         }
         None

@@ -86,10 +86,9 @@ impl Hosted {
         self.members().all(|member| member == self.id || nodes.contains(&member.node().0))
     }
 
-    /// Whether files would go if a base with the agreed start of the log were durable.
+    /// Whether files would go if the newest state were the durable base.
     pub fn trims(&self) -> bool {
-        let start = self.replica.machine().log_start();
-        start > self.durable_start && self.segments.holds_only_below(start)
+        self.segments.could_drop_before(self.replica.machine().log_start())
     }
 
     fn members(&self) -> impl Iterator<Item = ReplicaId> + '_ {

@@ -6,8 +6,8 @@
 
 use super::{Segments, SegmentsError};
 use crate::disk::Disk;
-use crate::ids::Offset;
-use crate::reached;
+use crate::ids::{LogIndex, Offset};
+use crate::{planted, reached};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -69,10 +69,17 @@ impl Segments {
         (!dropped.is_empty()).then(|| self.drop_files(dropped))
     }
 
-    /// Whether a whole segment lies below `offset`, and could go once the journal's base lies beyond it.
+    /// The last index of the oldest segment, and where its offsets end, if it is not the active one.
     #[must_use]
-    pub fn holds_only_below(&self, offset: Offset) -> bool {
-        self.segments.get(1).is_some_and(|second| second.summary.base_tail <= offset)
+    pub fn oldest_sealed(&self) -> Option<(LogIndex, Offset)> {
+        self.segments.get(1).map(|second| (second.summary.base_index, second.summary.base_tail))
+    }
+
+    /// Whether a whole segment lies below `offset`, and would go if the journal's base were that of the newest entry.
+    #[must_use]
+    pub fn could_drop_before(&self, offset: Offset) -> bool {
+        let waits = planted!("trim-waits-for-appends");
+        !waits && self.oldest_sealed().is_some_and(|(last, tail)| tail <= offset && last < self.last_index())
     }
 
     /// A job that removes these segments' files, after those that wait already.

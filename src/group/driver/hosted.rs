@@ -120,10 +120,9 @@ impl<S: StateMachine> Hosted<S> {
         self.members().all(|member| member == self.id || nodes.contains(&member.node()))
     }
 
-    /// Whether files would go if a base with the agreed start of the log were durable.
+    /// Whether files would go if the newest state were the durable base.
     fn trims(&self) -> bool {
-        let start = self.replica.machine().log_start();
-        start > self.durable_start && self.segments.holds_only_below(start)
+        self.segments.could_drop_before(self.replica.machine().log_start())
     }
 
     fn members(&self) -> impl Iterator<Item = ReplicaId> + '_ {
