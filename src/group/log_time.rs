@@ -57,6 +57,11 @@ impl LogTime {
         self.trust = trust;
     }
 
+    /// Whether the clock can be trusted, as of what was just heard: the stamp of a leader that was elected since the last tick counts.
+    pub(super) fn set_trust(&mut self, trust: ClockTrust) {
+        self.trust = trust;
+    }
+
     /// An entry with this stamp was applied.
     pub(super) fn saw(&mut self, timestamp: TimestampMs) {
         if timestamp > self.last {
@@ -123,6 +128,14 @@ mod tests {
         assert_eq!(time.stamp(), TimestampMs(90_000));
         time.tick(TimestampMs(80_000), Trusted);
         assert_eq!(time.stamp(), TimestampMs(90_000));
+    }
+
+    #[test]
+    fn what_is_heard_since_the_last_tick_counts() {
+        let mut time = log_time();
+        time.tick(TimestampMs(90_000_000), Trusted);
+        time.set_trust(Untrusted);
+        assert_eq!(time.stamp(), TimestampMs(1_050));
     }
 
     #[test]

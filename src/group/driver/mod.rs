@@ -180,6 +180,8 @@ struct Driver<S: StateMachine> {
     over_cap: bool,
     /// The tick at which it went over.
     over_cap_since: u64,
+    /// Whether the clock agrees with the majority's, as the replicas were told.
+    clock_trusted: bool,
     /// Leadership has been given up because the disk is slow.
     retired: bool,
     handing_over: Option<(u64, Vec<oneshot::Sender<()>>)>,
@@ -281,6 +283,7 @@ pub async fn start<S: StateMachine>(
             tick: 0,
             over_cap: false,
             over_cap_since: 0,
+            clock_trusted: false,
             retired: false,
             handing_over: None,
             stopping: false,
@@ -442,6 +445,7 @@ impl<S: StateMachine> Driver<S> {
         match event {
             PeerEvent::Messages { from, messages, clock, reserve_reached, .. } => {
                 self.health.heard(from, clock, self.clock.now(), reserve_reached);
+                self.look_at_clock();
                 for message in messages {
                     self.on_message(from, message);
                 }
@@ -454,6 +458,16 @@ impl<S: StateMachine> Driver<S> {
                     self.on_append(Append { group: forwarded.group, command: forwarded.command, waiter });
                 }
             }
+        }
+    }
+
+    /// Tells the replicas whether this node's clock agrees with the majority's, if that has changed. Not with the next tick alone: a leader that was
+    /// elected by those who contradict its clock stamps its first entry before that.
+    fn look_at_clock(&mut self) {
+        let trusted = self.health.clock_agrees();
+        if std::mem::replace(&mut self.clock_trusted, trusted) != trusted {
+            reached!("clock contradicted or confirmed between two ticks");
+            self.groups.values_mut().for_each(|hosted| hosted.replica.set_clock_trust(trusted));
         }
     }
 
@@ -527,13 +541,13 @@ impl<S: StateMachine> Driver<S> {
         }
         self.full = self.health.full_nodes(self.options.node);
         let now = self.clock.now();
-        let trusted = self.health.clock_agrees();
+        self.clock_trusted = self.health.clock_agrees();
         if self.siblings.is_first() {
             self.peers.set_local_report(now, self.free_bytes, self.health.reserve_reached);
         }
         let sleep_after = SLEEP_AFTER_ELECTIONS * self.options.election_ticks as u64;
         for (group, hosted) in &mut self.groups {
-            hosted.replica.tick(now, trusted);
+            hosted.replica.tick(now, self.clock_trusted);
             if hosted.replica.is_asleep() {
                 continue;
             }
