@@ -6,7 +6,7 @@
 use super::clients::{doors, Log, Shared};
 use super::stage::now_us;
 use crate::history::Outcome;
-use balsa::client::{wire, Client, NewTopic, Reason};
+use balsa::client::{wire, Client, ClientError, NewTopic, Reason};
 use madsim::time::{sleep, timeout};
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,13 +69,22 @@ pub async fn full(shared: Arc<Shared>, client: Client, node: u32) -> Result<(), 
             return Err(format!("{}: disks are full, and reads gave {refused:?}", log.key));
         }
     }
-    // What makes room is not refused.
-    match client.delete_topic(SPARE_TOPIC).await {
-        Err(error) if error.reason() != Some(Reason::UnknownTopic) => {
-            Err(format!("disks are full, and a topic can't be deleted: {error}"))
+    // What makes room is not refused. A node that was behind may have passed it on, and not hear what became of it.
+    let begun = now_us();
+    loop {
+        match client.delete_topic(SPARE_TOPIC).await {
+            Err(error) if error.reason() == Some(Reason::UnknownTopic) => return Ok(()),
+            Err(error) if is_definite(&error) || now_us() - begun > NOTICED.as_micros() as u64 => {
+                return Err(format!("disks are full, and a topic can't be deleted: {error}"));
+            }
+            Err(_) => sleep(POLL).await,
+            Ok(()) => return Ok(()),
         }
-        _ => Ok(()),
     }
+}
+
+fn is_definite(error: &ClientError) -> bool {
+    error.outcome() == balsa::client::Outcome::DidNotHappen
 }
 
 /// Asks a node where the log ends, and for all of it.
