@@ -8,7 +8,7 @@ mod support;
 #[cfg(not(madsim))]
 mod tests {
     use super::support::small_disk::SmallDisk;
-    use super::support::{balsa_with, expect, json_lines, wait_for, Cluster, Signal};
+    use super::support::{balsa_with, expect, json_lines, said, wait_for, Cluster, Signal};
     use balsa::client::wire::{self, log_client::LogClient};
     use serde_json::Value;
     use tokio::sync::Mutex;
@@ -71,7 +71,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| bench(&cluster, &[&flood[..], &["--duration", "4s"]].concat()));
             let quiet = bench(&cluster, &[&drip[..], &["--duration", "4s"]].concat());
-            assert!(number(&quiet, "records") > 1_000.0, "{quiet}");
+            assert!(number(&quiet, "records") > 300.0, "{quiet}");
         });
         for node in &cluster.nodes {
             let held = node.resident_bytes();
@@ -99,7 +99,7 @@ mod tests {
         bench(&cluster, &[&load[..], &["--duration", "2s"]].concat());
         let mut appended = 0.0;
         disk.fill_up_to(FULL_RESERVE_BYTES / 2 - (1 << 20));
-        while appended < 1.5 * FULL_RESERVE_BYTES as f64 {
+        while appended < FULL_RESERVE_BYTES as f64 {
             appended += number(&bench(&cluster, &[&load[..], &["--duration", "1s"]].concat()), "records") * 1024.0;
         }
         assert!(cluster.nodes[2].runs(), "it ended: {}", cluster.nodes[2].logged());
@@ -145,7 +145,8 @@ mod tests {
         wait_for("appends to be refused", || {
             // Less is missing than the trim will give back. Journal files that are no longer needed may go meanwhile.
             disk.fill_up_to(FULL_RESERVE_BYTES - (8 << 20));
-            (!cluster.balsa(&append).status.success()).then_some(())
+            let refused = cluster.balsa(&append);
+            (!refused.status.success() && said(&refused).contains("full")).then_some(())
         });
 
         let address = format!("http://{}", cluster.nodes[0].client);

@@ -114,7 +114,7 @@ impl World {
                     status.applied
                 ));
             }
-            // The catalog has no offsets, and is never trimmed.
+            // A segment without any offset, at a start of zero, was not trimmed.
             let start = replica.machine().log_start();
             let is_trimmed = |(last, tail)| tail > Offset::ZERO && tail <= start && last < replica.applied_index();
             if segments.oldest_sealed().is_some_and(is_trimmed) {

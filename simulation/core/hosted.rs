@@ -88,6 +88,15 @@ impl Hosted {
 
     /// Whether files would go if the newest state were the durable base.
     pub fn trims(&self) -> bool {
+        self.trimmed_bytes() > 0
+    }
+
+    /// The same, and whether that makes more room than the flush before it takes.
+    pub fn trim_makes_room(&self) -> bool {
+        self.trims() && self.trimmed_bytes() >= self.segments.unsynced_bytes()
+    }
+
+    fn trimmed_bytes(&self) -> u64 {
         self.segments.could_drop_before(self.replica.machine().log_start())
     }
 
@@ -331,7 +340,8 @@ impl Process {
     fn flush_if_worth_it(&mut self, group: GroupId, shared: &mut Shared) {
         let Some(hosted) = self.groups.get(&group) else { return };
         let grown = hosted.segments.unsynced_bytes() >= shared.options.base_move_bytes;
-        let worth_it = hosted.base_wanted || hosted.trims() || grown;
+        let trims = hosted.unsynced_bases.is_empty() && hosted.trims();
+        let worth_it = hosted.base_wanted || trims || grown;
         if worth_it && !hosted.flushing && !hosted.no_space && hosted.replica.applied_index() > hosted.recorded_base {
             self.start_base_move(group, shared);
         }
@@ -344,7 +354,7 @@ impl Process {
             hosted.base_wanted = true;
             return;
         }
-        if self.leaves_rest_to_journal && !hosted.trims() {
+        if self.leaves_rest_to_journal && !hosted.trim_makes_room() {
             hosted.base_wanted = true;
             hosted.no_space = true;
             return;

@@ -478,7 +478,9 @@ impl World {
             let is_in = |(file, from, bytes): &(PathBuf, u64, u64)| {
                 *file == path && (class == FaultClass::RotFile || (*from..from + bytes).contains(&place))
             };
-            at.last_rounds_struck |= at.last_rounds.iter().any(is_in);
+            // What went without a trace leaves the one before it without a successor.
+            let last = if at.rots > 1 { at.last_rounds.len() } else { 1 };
+            at.last_rounds_struck |= class != FaultClass::RotBit && at.last_rounds.iter().rev().take(last).any(is_in);
             at.rotted_unmarked |= unproven && path.starts_with(super::disk::JOURNAL_DIR);
             if at.rotted_unmarked {
                 self.shared.rules.node_down(node, crate::rules::Down::Damaged);

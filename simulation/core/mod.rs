@@ -52,6 +52,7 @@ pub const ONCE_FAILED: &[(u64, &str)] = &[
     (7513, "a power failure healed what had rotted in a write that was not synced"),
     (14_421, "a change of membership for which there was no room passed for pending, in an idle group for ever"),
     (302_197, "a link that flapped in step with the rule's looks passed for cut"),
+    (302_339, "a leader that stepped down sent an append that was merged behind a rejection, as a follower does"),
     (415_222, "what came in a pause came late when all was healed in its midst, the end of a sync with it"),
     (500_218, "a last round of one sector was zeroed before it was on record as synced: nothing was left to be cut"),
 ];

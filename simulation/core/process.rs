@@ -231,6 +231,7 @@ impl Process {
             trust: true,
             connected: BTreeSet::new(),
         };
+        process.check_space();
         for (group, state) in recovered.groups {
             match home.ids.get(&group).copied() {
                 Some(id) => process.recover(group, id, state, shared)?,
@@ -465,7 +466,7 @@ impl Process {
         self.free_bytes = free;
         let mut retried = Vec::new();
         for (group, hosted) in &mut self.groups {
-            if hosted.no_space && (!reached || hosted.trims()) {
+            if hosted.no_space && (!self.leaves_rest_to_journal || hosted.trim_makes_room()) {
                 hosted.no_space = false;
                 self.dirty.insert(*group);
                 retried.extend(hosted.begin_reset(*group));
@@ -475,7 +476,7 @@ impl Process {
     }
 
     pub fn on_message(&mut self, from: u32, group: GroupId, mut message: Message, shared: &mut Shared) {
-        if self.over_cap && self.reserve_reached && !message.entries.is_empty() {
+        if self.over_cap && self.reserve_reached && !message.entries.is_empty() && group != GroupId::METADATA {
             return;
         }
         if inbound::lacks_room(&message, self.free_bytes, SNAPSHOT_ROOM_BYTES) {
@@ -544,7 +545,7 @@ impl Process {
             let outside = voters.iter().filter(|voter| !full.contains(&voter.node())).count();
             full.is_empty() || outside > voters.len() / 2 || !Machine::adds_data(&command)
         };
-        if self.over_cap || !room {
+        if !room || (self.over_cap && Machine::adds_data(&command)) {
             return false;
         }
         hosted.replica.propose(command, token);

@@ -300,8 +300,8 @@ fn reserve(file: &File, position: u64, len: u64) -> io::Result<bool> {
         match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), position, len) {
             Ok(()) => return Ok(true),
             Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(false),
-            Err(error) => return Err(error.into()),
+            Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => return Err(error.into()),
+            Err(_) => return Ok(false), // not known here, or not allowed
         }
     }
 }

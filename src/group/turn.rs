@@ -255,11 +255,13 @@ impl<S: StateMachine> Replica<S> {
     /// term twice.
     fn sort_messages(&mut self, ready: &mut Ready, effects: &mut Effects) {
         let bytes_max = self.options.message_bytes_max;
-        effects.send_after_sync = sendable(ready.take_persisted_messages(), bytes_max);
-        let mut messages = ready.take_messages();
+        let (mut promises, mut messages) = (ready.take_persisted_messages(), ready.take_messages());
         if !planted!("append-merged-behind-a-rejection") {
+            // Of a leader that stepped down in this turn Raft counts its last appends among the promises.
+            promises.retain_mut(|message| self.mend_append(message));
             messages.retain_mut(|message| self.mend_append(message));
         }
+        effects.send_after_sync = sendable(promises, bytes_max);
         messages.retain(|message| self.is_due(message));
         let mut messages = sendable(messages, bytes_max);
         let appends = messages.iter().filter(|message| message.msg_type() == MessageType::MsgAppend);

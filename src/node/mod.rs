@@ -143,9 +143,9 @@ pub async fn run(
     info!(log, "node starts"; "node" => %config.node_id, "clients" => %client_door.address(),
         "peers" => %peer_door.local_address(), "dir" => %config.data_dir.display());
 
-    if config.reserve_bytes < 2 * JOURNAL_FILE_BYTES {
+    if config.reserve_bytes < 4 * JOURNAL_FILE_BYTES {
         warn!(log, "the reserve of disk space is small: a journal that has to grow on a full disk ends the node";
-            "reserve_bytes" => config.reserve_bytes, "advised" => 2 * JOURNAL_FILE_BYTES);
+            "reserve_bytes" => config.reserve_bytes, "advised" => 4 * JOURNAL_FILE_BYTES);
     }
     let founding = founding_options(&config);
     let genesis = tokio::select! {

@@ -6,7 +6,7 @@
 //!
 //! Refuses a message whose sender is not a replica on the node that shook hands: Raft believes what it is stepped with.
 //!
-//! What a batch decodes to shares the memory of the whole batch, and logs keep their newest entries for long. So what is small beside its batch
+//! What a batch decodes to shares the memory of the whole batch, and logs keep their newest entries for long. So what is small beside a full batch
 //! gets memory of its own here: else an entry of a quiet partition keeps the megabyte of a busy one that it came with.
 
 use super::directory::Peer;
@@ -34,10 +34,9 @@ const ACK_BYTES: usize = limits::LINK_WINDOW_BYTES / 4;
 /// How long the first unacknowledged batch waits at most, on a stream with little traffic.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// What is kept shares the memory it came in if that is at most so many times as large: what logs keep is bounded by its own bytes.
-const KEPT_MEMORY_TIMES_MAX: usize = 4;
-/// The memory that a batch lies in is at least so large: what else arrived lies in it, too.
-const RECEIVED_BYTES_MIN: usize = 64 << 10;
+/// What is at least so long shares the memory it came in. That is as large as the batches that a link has brought before, a few times as large as
+/// what is kept of it at most: what logs keep is bounded by its own bytes.
+const SHARED_BYTES_MIN: usize = limits::PEER_BATCH_BYTES_MAX / 4;
 
 /// The answers of a link.
 pub(super) type LinkStream = ReceiverStream<Result<wire::LinkReply, Status>>;
@@ -156,7 +155,7 @@ impl Inbound {
             return Err(wrong);
         }
         let bytes = batch.encoded_len();
-        part_small(&mut batch.messages, bytes);
+        part_small(&mut batch.messages);
         let event = PeerEvent::Messages {
             from: self.peer.node,
             messages: batch.messages,
@@ -185,11 +184,10 @@ impl Inbound {
     }
 }
 
-/// Gives what is small beside the batch memory of its own.
-fn part_small(messages: &mut [wire::GroupMessage], batch_bytes: usize) {
-    let shared_min = batch_bytes.max(RECEIVED_BYTES_MIN) / KEPT_MEMORY_TIMES_MAX;
+/// Gives what is small memory of its own.
+fn part_small(messages: &mut [wire::GroupMessage]) {
     let part = |bytes: &mut Bytes| {
-        if !bytes.is_empty() && bytes.len() < shared_min {
+        if !bytes.is_empty() && bytes.len() < SHARED_BYTES_MIN {
             *bytes = Bytes::copy_from_slice(bytes);
         }
     };
@@ -222,7 +220,7 @@ mod tests {
         let memory = Bytes::from(sent.encode_to_vec());
         let mut came = wire::Batch::decode(memory.clone()).expect("what was encoded decodes");
         assert!(!memory.is_unique(), "what is decoded shares the memory");
-        part_small(&mut came.messages, memory.len());
+        part_small(&mut came.messages);
         assert_eq!(came, sent);
         let mut entries = came.messages[0].message.take().expect("it is there").entries;
         let large = entries.remove(0);
@@ -233,10 +231,10 @@ mod tests {
 
     #[test]
     fn an_entry_that_came_alone_in_a_large_buffer_does_not_keep_it_either() {
-        let memory = Bytes::from(vec![1; RECEIVED_BYTES_MIN]);
-        let entry = eraftpb::Entry { data: memory.slice(..100), ..eraftpb::Entry::default() };
+        let memory = Bytes::from(vec![1; limits::PEER_BATCH_BYTES_MAX]);
+        let entry = eraftpb::Entry { data: memory.slice(..20_000), ..eraftpb::Entry::default() };
         let message = eraftpb::Message { entries: vec![entry], ..eraftpb::Message::default() };
-        part_small(&mut [wire::GroupMessage { group: 1, message: Some(Box::new(message)) }], 150);
+        part_small(&mut [wire::GroupMessage { group: 1, message: Some(Box::new(message)) }]);
         assert!(memory.is_unique());
     }
 }

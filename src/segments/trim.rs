@@ -75,11 +75,17 @@ impl Segments {
         self.segments.get(1).map(|second| (second.summary.base_index, second.summary.base_tail))
     }
 
-    /// Whether a whole segment lies below `offset`, and would go if the journal's base were that of the newest entry.
+    /// Bytes of the segments that lie wholly below `offset` and would go if the journal's base were that of the newest entry.
     #[must_use]
-    pub fn could_drop_before(&self, offset: Offset) -> bool {
-        let waits = planted!("trim-waits-for-appends");
-        !waits && self.oldest_sealed().is_some_and(|(last, tail)| tail <= offset && last < self.last_index())
+    pub fn could_drop_before(&self, offset: Offset) -> u64 {
+        if planted!("trim-waits-for-appends") {
+            return 0;
+        }
+        let neighbours = self.segments.iter().zip(self.segments.iter().skip(1));
+        let below = neighbours.take_while(|(segment, next)| {
+            next.summary.base_tail <= offset && segment.summary.last_index < self.last_index()
+        });
+        below.map(|(segment, _)| segment.summary.end).sum()
     }
 
     /// A job that removes these segments' files, after those that wait already.

@@ -122,6 +122,15 @@ impl<S: StateMachine> Hosted<S> {
 
     /// Whether files would go if the newest state were the durable base.
     fn trims(&self) -> bool {
+        self.trimmed_bytes() > 0
+    }
+
+    /// The same, and whether that makes more room than the flush before it takes.
+    fn trim_makes_room(&self) -> bool {
+        self.trims() && self.trimmed_bytes() >= self.segments.unsynced_bytes()
+    }
+
+    fn trimmed_bytes(&self) -> u64 {
         self.segments.could_drop_before(self.replica.machine().log_start())
     }
 
@@ -424,7 +433,8 @@ impl<S: StateMachine> Driver<S> {
     fn flush_if_worth_it(&mut self, group: GroupId) {
         let Some(hosted) = self.groups.get(&group) else { return };
         // A trim waits for no more appends: on a full disk there are none, and it is there to make room.
-        let worth_it = hosted.base_wanted || hosted.trims() || hosted.segments.unsynced_bytes() >= BASE_MOVE_BYTES;
+        let trims = hosted.unsynced_bases.is_empty() && hosted.trims();
+        let worth_it = hosted.base_wanted || trims || hosted.segments.unsynced_bytes() >= BASE_MOVE_BYTES;
         if worth_it && !hosted.flushing && !hosted.no_space && hosted.replica.applied_index() > hosted.recorded_base {
             self.start_base_move(group);
         }
@@ -440,7 +450,7 @@ impl<S: StateMachine> Driver<S> {
             hosted.base_wanted = true;
             return;
         }
-        if self.free_bytes < self.options.reserve_bytes / 2 && !hosted.trims() {
+        if self.free_bytes < self.options.reserve_bytes / 2 && !hosted.trim_makes_room() {
             // Or a follower that a majority leaves behind would fill its disk to the last byte, and its journal, which can't do without
             // another file now and then, would end the node. What stays in the journal instead is capped.
             reached!("rest of the disk left to the journal");
@@ -572,7 +582,7 @@ impl<S: StateMachine> Driver<S> {
         self.free_bytes = free_bytes;
         for (group, hosted) in &mut self.groups {
             // A trim makes room, if there is any for its flush: it is tried again with each look.
-            if hosted.no_space && (!reached || hosted.trims()) {
+            if hosted.no_space && (free_bytes >= self.options.reserve_bytes / 2 || hosted.trim_makes_room()) {
                 hosted.no_space = false;
                 self.dirty.insert(*group);
                 hosted.begin_reset(*group, &self.jobs);

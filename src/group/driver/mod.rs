@@ -244,6 +244,8 @@ pub async fn start<S: StateMachine>(
     let Recovered { groups, removed: tombstones, .. } = recovered;
     let known: BTreeSet<GroupId> = groups.keys().copied().collect();
     let count = loops.len();
+    // As long as nothing is known of it, bases would move on a full disk. Of a directory that is not there yet nothing can be known.
+    let free_bytes = disk.free_bytes(&options.groups_dir).await.unwrap_or(u64::MAX);
     let mut shares: Vec<BTreeMap<GroupId, RecoveredGroup>> = loops.iter().map(|_| BTreeMap::new()).collect();
     for (group, recovered) in groups {
         shares[loop_of(group, count)].insert(group, recovered);
@@ -274,7 +276,7 @@ pub async fn start<S: StateMachine>(
             removing: BTreeMap::new(),
             tombstones: tombstones.clone(),
             directory_changed: false,
-            free_bytes: u64::MAX,
+            free_bytes,
             full: Vec::new(),
             jobs,
             led: led.clone(),
@@ -473,8 +475,9 @@ impl<S: StateMachine> Driver<S> {
 
     fn on_message(&mut self, from: NodeId, message: crate::peers::wire::GroupMessage) {
         let group = GroupId(message.group);
-        if self.over_cap && self.health.reserve_reached && carries_entries(&message) {
-            // They would pile up in memory: nothing moves to the segments of a full disk. Raft sends them again.
+        if self.over_cap && self.health.reserve_reached && carries_entries(&message) && group != GroupId::METADATA {
+            // They would pile up in memory: nothing moves to the segments of a full disk. Raft sends them again. What the catalog is told of is
+            // little, and may make room.
             reached!("entries of a peer dropped, the disk is full");
             return;
         }
@@ -573,7 +576,7 @@ impl<S: StateMachine> Driver<S> {
 
     fn on_append(&mut self, append: Append) {
         let Append { group, command, waiter } = append;
-        if self.over_cap {
+        if self.over_cap && S::adds_data(&command) {
             reached!("append refused, the journal is over its cap");
             let full = if self.health.reserve_reached { vec![self.options.node] } else { Vec::new() };
             return waiter.answer(Err(match full.is_empty() {
