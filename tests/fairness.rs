@@ -47,7 +47,8 @@ mod tests {
         let flood = ["--topic", "busy", "--batch", "500", "--record-bytes", "1024", "--in-flight", "48"];
         let lone = ["--topic", "lone", "--unary", "--rate", "50", "--duration", "1500ms"];
         let (busy, lone) = std::thread::scope(|scope| {
-            let busy = scope.spawn(|| bench(&cluster, &[&flood[..], &["--duration", "4s"]].concat()));
+            // Longer than what is beside it, however slow the disk is with what others left it to write.
+            let busy = scope.spawn(|| bench(&cluster, &[&flood[..], &["--duration", "8s"]].concat()));
             let first = cluster.balsa(&["read", "busy", "--follow", "--count", "1"]);
             expect(&first, 0, &[]);
             let lone = bench(&cluster, &lone);
