@@ -44,6 +44,7 @@ pub const ONCE_FAILED: &[(u64, &str)] = &[
     (21, "the same"),
     (1336, "a new leader stamped by a clock that those who elected it contradicted, since the last tick"),
     (2087, "a node that was behind when its disk filled up could not tell what became of a deletion"),
+    (2434, "a clock that was set right was trusted for what it had said at the last tick"),
     (2589, "a node whose journal could not grow on a full disk ended while it was asked"),
     (3543, "a node whose journal could not grow on a full disk had ended, and was held to refuse"),
     (320_237, "a cut held up a connection, and the simulated network's server let nobody else in"),

@@ -57,8 +57,10 @@ impl LogTime {
         self.trust = trust;
     }
 
-    /// Whether the clock can be trusted, as of what was just heard: the stamp of a leader that was elected since the last tick counts.
-    pub(super) fn set_trust(&mut self, trust: ClockTrust) {
+    /// The clock, and whether it can be trusted, as of what was just heard: the stamp of a leader that was elected since the last tick counts. Both
+    /// together: the clock may have been set right since then, and what it said before is not what is trusted now.
+    pub(super) fn look(&mut self, now: TimestampMs, trust: ClockTrust) {
+        self.now = now;
         self.trust = trust;
     }
 
@@ -134,8 +136,10 @@ mod tests {
     fn what_is_heard_since_the_last_tick_counts() {
         let mut time = log_time();
         time.tick(TimestampMs(90_000_000), Trusted);
-        time.set_trust(Untrusted);
+        time.look(TimestampMs(90_000_010), Untrusted);
         assert_eq!(time.stamp(), TimestampMs(1_050));
+        time.look(TimestampMs(1_080), Trusted);
+        assert_eq!(time.stamp(), TimestampMs(1_080), "not what the clock said before it was set right");
     }
 
     #[test]

@@ -211,9 +211,9 @@ impl<S: StateMachine> Replica<S> {
         self.tick_idle();
     }
 
-    /// Whether the wall clock can be trusted changed since the last tick.
-    pub fn set_clock_trust(&mut self, trust: impl Into<ClockTrust>) {
-        self.time.set_trust(trust.into());
+    /// Whether the wall clock can be trusted changed since the last tick; `now` is what it says.
+    pub fn look_at_clock(&mut self, now: TimestampMs, trust: impl Into<ClockTrust>) {
+        self.time.look(now, trust.into());
     }
 
     /// A message of a peer. Its sender was authenticated: `from` is a replica of the node at the other end.

@@ -469,7 +469,8 @@ impl<S: StateMachine> Driver<S> {
         let trusted = self.health.clock_agrees();
         if std::mem::replace(&mut self.clock_trusted, trusted) != trusted {
             reached!("clock contradicted or confirmed between two ticks");
-            self.groups.values_mut().for_each(|hosted| hosted.replica.set_clock_trust(trusted));
+            let now = self.clock.now();
+            self.groups.values_mut().for_each(|hosted| hosted.replica.look_at_clock(now, trusted));
         }
     }
 
