@@ -94,8 +94,9 @@ pub trait DiskFile: Send + Sync + 'static {
     fn set_len(&self, len: u64) -> BoxFuture<io::Result<()>>;
     /// Writes zeros over `[position, position + len)`, so that later writes there change no metadata.
     fn fill_zero(&self, position: u64, len: u64) -> BoxFuture<io::Result<()>>;
-    /// Takes room for `[position, position + len)`, which reads as zeros: later writes there don't fail for want of it where the file system keeps its word. Unlike with
-    /// [`DiskFile::fill_zero`] they may change metadata, and where the file system can, no zeros are written.
+    /// Takes room for `[position, position + len)`, which reads as zeros: later writes there don't fail for want of it where the
+    /// file system keeps its word. Unlike with [`DiskFile::fill_zero`] they may change metadata, and where the file system can,
+    /// no zeros are written.
     fn allocate(&self, position: u64, len: u64) -> BoxFuture<io::Result<()>>;
 }
 
